@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sender rewriting: a mail address to an SRS address and back, given keys and a day number.
+
+Pure functions and values: no clock, no I/O, no state. SrsError is the root of all that is raised about an
+address.
+"""
+
+from __future__ import annotations
+
+from .address import Address
+from .errors import AddressError, AddressTooLong, Expired, HashMismatch, NotSrs, SrsError
+from .exchange import Exchange
+from .inspection import Inspection, inspect
+from .keys import Keys
+from .stamp import age, stamp
+
+__all__ = [
+    "Address",
+    "AddressError",
+    "AddressTooLong",
+    "Exchange",
+    "Expired",
+    "HashMismatch",
+    "Inspection",
+    "Keys",
+    "NotSrs",
+    "SrsError",
+    "age",
+    "inspect",
+    "stamp",
+]

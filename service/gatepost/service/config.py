@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration file: TOML in, frozen dataclasses out, or every error of it at once."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Optional, Union
+
+from gatepost.relay import (
+    AcceptedDomain,
+    Connector,
+    DomainType,
+    Organization,
+    RuleSet,
+    normalize_domain,
+)
+from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
+from gatepost.service.tables import ConfigError, Notes, Table
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_SOCKETS = "/var/spool/postfix/gatepost"
+Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+
+
+class Mode(Enum):
+    """What becomes of a refusal and of SRS: *MONITOR* logs and counts, the message stays untouched."""
+
+    MONITOR = "monitor"
+    ENFORCE = "enforce"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """An address to listen on: *path* for a Unix socket, else *host* and *port*."""
+
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"inet:[{self.host}]:{self.port}" if ":" in self.host else f"inet:{self.host}:{self.port}"
+
+    @property
+    def libmilter(self) -> str:
+        """The same in libmilter's spelling (smfi_setconn)."""
+        if self.path:
+            return f"unix:{self.path}"
+        return f"{'inet6' if ':' in self.host else 'inet'}:{self.port}@{self.host}"
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """[relay]: *exempt* names the clients that the rule leaves alone; *enforced_by* the daemon that applies it."""
+
+    requirements: RuleSet = RuleSet.CURRENT
+    mode: Mode = Mode.MONITOR
+    enforced_by: str = "milter"
+    local_domains: tuple[str, ...] = ()
+    subdomains_relay: bool = True
+    exempt: tuple[str, ...] = ("authenticated", "local")
+
+
+@dataclass(frozen=True)
+class SrsConfig:
+    """[srs]: *hash_length* in base32 characters, *validity_days* in days."""
+
+    secret_file: Path = Path(DEFAULT_STATE_DIRECTORY) / "srs.secret"
+    hash_length: int = 8
+    validity_days: int = 21
+
+
+@dataclass(frozen=True)
+class MilterConfig:
+    listen: Listen = Listen(path=f"{_SOCKETS}/milter.sock")
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class PolicydConfig:
+    listen: tuple[Listen, ...] = (Listen(path=f"{_SOCKETS}/policyd.sock"),)
+    workers: int = 2
+    reverse: str = "map"
+
+
+@dataclass(frozen=True)
+class EgressConfig:
+    """[egress]: *transport* is what the map answers, *daemon_name* how the milter knows the hop's smtpd."""
+
+    transport: str
+    daemon_name: str = "gatepost-egress"
+
+
+@dataclass(frozen=True)
+class OrganizationConfig:
+    """What gatepost adds to an organisation: its own *mode* and the *srs_domain* that it mints addresses in."""
+
+    mode: Mode
+    srs_domain: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole valid configuration. *organizations* and *settings* have the same keys, in the file's order."""
+
+    path: Path
+    state_directory: Path
+    organizations: Mapping[str, Organization]
+    settings: Mapping[str, OrganizationConfig]
+    relay: RelayConfig
+    srs: SrsConfig
+    milter: MilterConfig
+    policyd: PolicydConfig
+    egress: Optional[EgressConfig]
+    metrics: Optional[Listen]
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+
+def load(path: Path) -> Config:
+    """Return the configuration in *path*. Raises ConfigError with every problem found."""
+    return parse(read(path), path)
+
+
+def read(path: Path) -> dict[str, object]:
+    """Return the TOML document in *path*, its keys unchecked. Raises ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not UTF-8 (octet {error.start})"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"{path}: is not TOML: {error}"]) from error
+
+
+def parse(raw: Mapping[str, object], path: Path) -> Config:
+    """Return the configuration for a parsed document; *path* stands in messages and anchors nothing else."""
+    notes = Notes(path.name)
+    top = Table(raw, "", notes)
+    state = Path(top.string("state_directory", os.environ.get("STATE_DIRECTORY", DEFAULT_STATE_DIRECTORY)))
+    if not state.is_absolute():
+        top.problem("state_directory", f'"{state}" is not an absolute path')
+    relay = _relay(top.table("relay"))
+    organizations, settings = _organizations(top, relay.mode)
+    config = Config(
+        path=path,
+        state_directory=state,
+        organizations=organizations,
+        settings=settings,
+        relay=relay,
+        srs=_srs(top.table("srs"), state),
+        milter=_milter(top.table("milter")),
+        policyd=_policyd(top.table("policyd")),
+        egress=_egress(top.optional_table("egress")),
+        metrics=_metrics(top.table("metrics")),
+        warnings=tuple(notes.warnings),
+    )
+    top.close()
+    _check_together(config, notes)
+    if notes.problems:
+        raise ConfigError(notes.problems)
+    return config
+
+
+def _relay(table: Table) -> RelayConfig:
+    default = RelayConfig()
+    config = RelayConfig(
+        requirements=RuleSet(
+            table.string("requirements", default.requirements.value, allowed=[rules.value for rules in RuleSet])
+        ),
+        mode=_mode(table, default.mode),
+        enforced_by=table.string("enforced_by", default.enforced_by, allowed=["milter", "policyd"]),
+        local_domains=tuple(_domains(table, "local_domains")),
+        subdomains_relay=table.boolean("subdomains_relay", default=default.subdomains_relay),
+        exempt=table.strings("exempt", default.exempt, allowed=["authenticated", "local"]),
+    )
+    table.close()
+    return config
+
+
+def _mode(table: Table, default: Mode) -> Mode:
+    return Mode(table.string("mode", default.value, allowed=[mode.value for mode in Mode]))
+
+
+def _domains(table: Table, name: str) -> list[str]:
+    found = [_domain(table, f"{name}[{index}]", text) for index, text in enumerate(table.strings(name))]
+    return [domain for domain in found if domain]
+
+
+def _domain(table: Table, name: str, text: str) -> str:
+    domain = normalize_domain(text)
+    if domain is None:
+        table.problem(name, f'"{text}" is not a domain name (e.g. "contoso.com")')
+    return domain or ""
+
+
+def _organizations(top: Table, mode: Mode) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
+    organizations: dict[str, Organization] = {}
+    settings: dict[str, OrganizationConfig] = {}
+    owner: dict[str, str] = {}
+    for table in top.tables("organization"):
+        name = table.string("name")
+        if name in organizations:
+            table.problem("name", f'"{name}" is used by another organization')
+        domains = _accepted_domains(table, name, owner)
+        organization = Organization(name=name, accepted_domains=domains, connectors=_connectors(table, domains))
+        srs_domain = table.optional_string("srs_domain")
+        settings[name] = OrganizationConfig(
+            mode=_mode(table, mode),
+            srs_domain=_domain(table, "srs_domain", srs_domain) if srs_domain else None,
+        )
+        organizations[name] = organization
+        table.close()
+    return organizations, settings
+
+
+def _accepted_domains(table: Table, name: str, owner: dict[str, str]) -> tuple[AcceptedDomain, ...]:
+    entries = table.tables("accepted_domain")
+    domains = []
+    for entry in entries:
+        text = entry.string("domain")
+        domain = _domain(entry, "domain", text) if text else ""
+        if domain and owner.setdefault(domain, entry.path) != entry.path:
+            entry.problem("domain", f'"{text}" is an accepted domain at {owner[domain]} already')
+        kind = DomainType(entry.string("type", "Authoritative", allowed=[kind.value for kind in DomainType]))
+        subdomains = entry.boolean("match_subdomains", default=False)
+        if subdomains and kind is not DomainType.INTERNAL_RELAY:
+            entry.notes.warn(entry.key("match_subdomains"), 'Exchange Online takes it with type = "InternalRelay" only')
+        domains.append(AcceptedDomain(domain, kind, entry.boolean("default", default=False), subdomains))
+        entry.close()
+    defaults = sum(domain.default for domain in domains)
+    if not domains:
+        table.problem("accepted_domain", f'missing: organization "{name}" has no accepted domain')
+    elif defaults != 1 and len(domains) > 1:
+        table.problem("accepted_domain", f"{defaults or 'none'} of {len(domains)} have default = true, must be one")
+    return tuple(domains)
+
+
+def _connectors(table: Table, domains: Sequence[AcceptedDomain]) -> tuple[Connector, ...]:
+    accepted = {domain.domain for domain in domains}
+    connectors = []
+    names: set[str] = set()
+    for entry in table.tables("connector"):
+        name = entry.string("name")
+        if name in names:
+            entry.problem("name", f'"{name}" is used by another connector of this organization')
+        names.add(name)
+        associated = _domains(entry, "associated_accepted_domains")
+        for domain in associated:
+            if domain not in accepted:
+                entry.problem("associated_accepted_domains", f'"{domain}" is no accepted domain of this organization')
+        certificate = entry.optional_string("tls_sender_certificate_name")
+        connector = Connector(
+            name=name,
+            sender_ip_addresses=tuple(_networks(entry)),
+            tls_sender_certificate_name=_certificate_name(entry, certificate) if certificate else None,
+            enabled=entry.boolean("enabled", default=True),
+            associated_accepted_domains=tuple(associated),
+        )
+        entry.close()
+        if not connector.sender_ip_addresses and certificate is None:
+            entry.notes.problem(
+                entry.path, "needs sender_ip_addresses or tls_sender_certificate_name to match anything"
+            )
+        connectors.append(connector)
+    return tuple(connectors)
+
+
+def _networks(entry: Table) -> list[Network]:
+    networks: list[Network] = []
+    for index, text in enumerate(entry.strings("sender_ip_addresses")):
+        path = f"sender_ip_addresses[{index}]"
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            entry.problem(path, f'"{text}" is no IP address or network (e.g. "192.0.2.1", "192.0.2.0/28")')
+            continue
+        if network.version == 6 or network.prefixlen < 24:
+            entry.notes.warn(entry.key(path), f'Exchange Online does not take "{text}": IPv4, /24 to /32 (R7)')
+        networks.append(network)
+    return networks
+
+
+def _certificate_name(entry: Table, text: str) -> str:
+    wildcard = "*." if text.startswith("*.") else ""
+    domain = normalize_domain(text[len(wildcard) :])
+    if domain is None or "." not in domain:
+        entry.problem(
+            "tls_sender_certificate_name",
+            f'"{text}" is not a domain name (e.g. "mail.contoso.com", "*.contoso.com")',
+        )
+        return text
+    return wildcard + domain
+
+
+def _srs(table: Table, state: Path) -> SrsConfig:
+    default = SrsConfig()
+    config = SrsConfig(
+        secret_file=state / table.string("secret_file", "srs.secret"),
+        hash_length=table.integer("hash_length", default.hash_length, lowest=5, highest=52),
+        validity_days=table.integer("validity_days", default.validity_days, lowest=1, highest=1000),
+    )
+    table.close()
+    return config
+
+
+def _milter(table: Table) -> MilterConfig:
+    default = MilterConfig()
+    config = MilterConfig(
+        listen=_listen(table, "listen", table.string("listen", str(default.listen))),
+        workers=table.integer("workers", default.workers, lowest=1, highest=64),
+    )
+    table.close()
+    return config
+
+
+def _policyd(table: Table) -> PolicydConfig:
+    default = PolicydConfig()
+    addresses = table.strings("listen", [str(listen) for listen in default.listen])
+    config = PolicydConfig(
+        listen=tuple(_listen(table, f"listen[{index}]", text) for index, text in enumerate(addresses)),
+        workers=table.integer("workers", default.workers, lowest=1, highest=64),
+        reverse=table.string("reverse", default.reverse, allowed=["map", "redirect"]),
+    )
+    if not config.listen:
+        table.problem("listen", "[] names no address to listen on")
+    table.close()
+    return config
+
+
+def _egress(table: Optional[Table]) -> Optional[EgressConfig]:
+    if table is None:
+        return None
+    config = EgressConfig(
+        transport=table.string("transport", "gatepost-egress:[127.0.0.1]:10027"),
+        daemon_name=table.string("daemon_name", "gatepost-egress"),
+    )
+    if ":" not in config.transport or any(character.isspace() for character in config.transport):
+        table.problem("transport", f'"{config.transport}" is not a Postfix transport:nexthop')
+    table.close()
+    return config
+
+
+def _metrics(table: Table) -> Optional[Listen]:
+    text = table.string("listen", "127.0.0.1:9797", may_be_empty=True)
+    table.close()
+    if not text:
+        return None
+    listen = _host_and_port(text)
+    if listen is None:
+        table.problem("listen", f'"{text}" is no address and port (e.g. "127.0.0.1:9797", "[::1]:9797", "" for none)')
+    return listen
+
+
+def _listen(table: Table, name: str, text: str) -> Listen:
+    kind, _, rest = text.partition(":")
+    if kind == "unix" and rest.startswith("/"):
+        if len(os.fsencode(rest)) <= 107:  # sun_path of Linux, less the closing NUL
+            return Listen(path=rest)
+        table.problem(name, f'"{rest}" is longer than the 107 octets that a Unix socket may have')
+        return Listen()
+    listen = _host_and_port(rest) if kind == "inet" else None
+    if listen is None:
+        table.problem(name, f'"{text}" is no address (e.g. "unix:/run/x.sock", "inet:127.0.0.1:10041")')
+    return listen or Listen()
+
+
+def _host_and_port(text: str) -> Optional[Listen]:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        return None
+    return Listen(host=host.strip("[]"), port=int(port))
+
+
+def _check_together(config: Config, notes: Notes) -> None:
+    """Note what is right by itself and wrong beside the rest."""
+    if config.relay.enforced_by == "policyd" and config.relay.requirements is RuleSet.LEGACY:
+        notes.problem(
+            "relay.requirements",
+            '"legacy" needs the header From, which the policy protocol does not carry; '
+            'use enforced_by = "milter" or requirements = "2023-11-01"',
+        )
+    accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
+    taken: dict[str, str] = {}
+    for index, (name, settings) in enumerate(config.settings.items()):
+        domain = settings.srs_domain
+        if domain and taken.setdefault(domain, accepted.get(domain, name)) != name:
+            notes.problem(f"organization[{index}].srs_domain", f'"{domain}" belongs to organization "{taken[domain]}"')

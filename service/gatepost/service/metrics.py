@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lists every metric that gatepost shows to Prometheus: name, kind, help text, label names, buckets.
+
+Label values are words of a closed set or configured names, never addresses. Units are base units (seconds).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Label value of the one series that takes the counts of all label sets for which a series file has no room.
+OTHER = "(other)"
+
+
+# eq=False: a metric is a dictionary key on the way of every message, and identity hashes fastest.
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric of the catalogue."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many numbers one label set takes in a series file."""
+        return 1
+
+    @property
+    def other(self) -> tuple[str, ...]:
+        """The label values of the overflow series."""
+        return (OTHER,) * len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Counter(Metric):
+    """A count that only grows; its name ends in ``_total``."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gauge(Metric):
+    """A value that comes and goes. Only supervisors set gauges, each for its own daemons."""
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram(Metric):
+    """A distribution; *buckets* are the upper bounds, ascending, without +Inf."""
+
+    buckets: tuple[float, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """One number a bucket, one for +Inf, one for the sum."""
+        return len(self.buckets) + 2
+
+
+DECISIONS = Counter(
+    "gatepost_relay_decisions_total",
+    "Relay verdicts, one per recipient that is subject to the rule.",
+    ("organization", "verdict", "reason"),
+)
+SRS_REWRITES = Counter(
+    "gatepost_srs_rewrites_total",
+    "Envelope senders rewritten to an SRS address. form: forward (<mailbox>+SRS=), bounces.",
+    ("form",),
+)
+SRS_REVERSALS = Counter(
+    "gatepost_srs_reversals_total",
+    "SRS recipients judged. result: original (brought back), forged, expired, foreign.",
+    ("result",),
+)
+MESSAGES = Counter(
+    "gatepost_messages_total", "Messages that reached their end, by what was done.", ("daemon", "action")
+)
+STAGE_DURATION = Histogram(
+    "gatepost_stage_duration_seconds",
+    "Time that gatepost took to answer one SMTP stage.",
+    ("stage",),
+    buckets=(50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 250e-3, 1.0),
+)
+POLICY_REQUESTS = Counter(
+    "gatepost_policy_requests_total",
+    "Policy delegation requests, by protocol state and the action answered.",
+    ("state", "action"),
+)
+MAP_LOOKUPS = Counter(
+    "gatepost_map_lookups_total", "Map look-ups answered (reverse, egress), by result.", ("map", "result")
+)
+ERRORS = Counter(
+    "gatepost_errors_total", "Faults inside gatepost or in its surroundings, by kind.", ("daemon", "kind")
+)
+RELOADS = Counter(
+    "gatepost_reloads_total", "Configuration reloads. result: loaded, kept.", ("daemon", "result")
+)
+WORKER_RESTARTS = Counter(
+    "gatepost_worker_restarts_total", "Workers replaced unasked. cause: died, silent.", ("daemon", "cause")
+)
+WORKERS = Gauge("gatepost_workers", "Worker processes that are running.", ("daemon",))
+WORKERS_WANTED = Gauge("gatepost_workers_wanted", "Worker processes that should be running.", ("daemon",))
+CONFIG_LOADED = Gauge(
+    "gatepost_config_loaded_timestamp_seconds",
+    "Unix time at which the configuration in use was loaded.",
+    ("daemon",),
+)
+LAST_RELOAD_OK = Gauge(
+    "gatepost_config_last_reload_ok",
+    "1 if the last reload took effect, 0 if it was refused and the previous configuration stays in use.",
+    ("daemon",),
+)
+BYPASS = Gauge("gatepost_bypass", "1 while gatepost is switched out of the way of mail (gatepost bypass on).")
+
+CATALOGUE: tuple[Metric, ...] = (
+    DECISIONS,
+    SRS_REWRITES,
+    SRS_REVERSALS,
+    MESSAGES,
+    STAGE_DURATION,
+    POLICY_REQUESTS,
+    MAP_LOOKUPS,
+    ERRORS,
+    RELOADS,
+    WORKER_RESTARTS,
+    WORKERS,
+    WORKERS_WANTED,
+    CONFIG_LOADED,
+    LAST_RELOAD_OK,
+    BYPASS,
+)
+BY_NAME = {metric.name: metric for metric in CATALOGUE}

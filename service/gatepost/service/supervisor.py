@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keep the workers of one or more daemons running: start, watch, reload, drain.
+
+The supervisor has no thread and serves nothing itself. Sockets are opened once and inherited. SIGHUP starts workers
+with the whole new configuration and drains the old ones once those are ready, or keeps the old configuration; SIGTERM
+drains all. A worker that dies or falls silent is replaced.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import itertools
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from gatepost.service import log, metrics
+from gatepost.service.config import Config
+from gatepost.service.series import Series, clear, fold
+from gatepost.service.snapshot import Snapshot, ensure_secret, load_snapshot
+from gatepost.service.tables import ConfigError
+
+START_S = 10.0
+"""A worker that is not ready by then is taken for silent."""
+DRAIN_S = 30.0
+RESPAWN_S = 1.0
+"""A worker that lived for less than this is replaced no sooner than this after its start."""
+_TICK_S = 0.1
+_WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+_PR_SET_PDEATHSIG = 1
+
+
+class Daemon(Protocol):
+    """One kind of worker. *silence_s*: how long its heartbeat may be missing."""
+
+    name: str
+    silence_s: float
+
+    def workers(self, config: Config) -> int: ...
+
+    def open(self) -> None:
+        """Open the listening sockets. Raises OSError."""
+
+    def close(self) -> None:
+        """Remove the socket files."""
+
+    def serve(self, snapshot: Snapshot, series: Series) -> None:
+        """Run one worker until SIGUSR1, which arrives blocked, has drained it."""
+
+
+@dataclass
+class _Worker:
+    daemon: Daemon
+    index: int
+    snapshot: Snapshot
+    series: Series
+    path: Path
+    started: float
+    replaced: bool = False
+    drain_by: float = float("inf")
+    killed: bool = False
+
+
+@dataclass
+class _Respawn:
+    daemon: Daemon
+    index: int
+    due: float = field(default=0.0)
+
+
+class Supervisor:
+    """The life of *daemons* under one configuration file. *ready* is called once all workers serve."""
+
+    def __init__(self, config_path: Path, snapshot: Snapshot, daemons: Sequence[Daemon], name: str) -> None:
+        self._path = config_path
+        self._snapshot = snapshot
+        self._daemons = daemons
+        self._name = name
+        self._workers: dict[int, _Worker] = {}
+        self._respawns: list[_Respawn] = []
+        self._numbers = itertools.count(1)
+        self._stopping = False
+        self._folder = series_folder(snapshot.config)
+
+    def run(self, ready: Callable[[str], None]) -> None:
+        """Serve until SIGTERM or SIGINT. Raises OSError where a socket can't be opened."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED | {signal.SIGUSR1})
+        opened: list[Daemon] = []
+        try:
+            for daemon in self._daemons:
+                daemon.open()
+                opened.append(daemon)
+            self._prepare_series()
+            for daemon in self._daemons:
+                self._start(daemon)
+            self._serve(ready)
+        finally:
+            for daemon in opened:
+                daemon.close()
+            self._clear_series()
+
+    def _clear_series(self) -> None:
+        for name in (*(daemon.name for daemon in self._daemons), f"supervisor.{self._name}"):
+            clear(self._folder, name)
+
+    def _prepare_series(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._clear_series()
+        self._series = Series.create(self._folder / f"supervisor.{self._name}-0.series")
+        self._series.set(metrics.CONFIG_LOADED, (self._name,), time.time())
+        self._series.set(metrics.LAST_RELOAD_OK, (self._name,), 1)
+
+    def _start(self, daemon: Daemon) -> None:
+        for index in range(daemon.workers(self._snapshot.config)):
+            self._fork(daemon, index)
+
+    def _fork(self, daemon: Daemon, index: int) -> None:
+        path = self._folder / f"{daemon.name}-{next(self._numbers)}.series"
+        now = time.monotonic()
+        try:
+            series = Series.create(path)
+        except OSError as error:
+            log.error(f"{daemon.name} worker not started, its metrics can't be kept: {error}")
+            self._respawns.append(_Respawn(daemon, index, now + RESPAWN_S))
+            return
+        worker = _Worker(daemon, index, self._snapshot, series, path, now)
+        gc.freeze()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _work(worker, parent)
+        self._workers[pid] = worker
+
+    def _serve(self, ready: Callable[[str], None]) -> None:
+        announced = False
+        while self._workers or self._respawns:
+            caught = signal.sigtimedwait(_WATCHED, _TICK_S)
+            number = caught.si_signo if caught else 0
+            if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
+                ready("STOPPING=1")
+                self._stop()
+            elif number == signal.SIGHUP and not self._stopping:
+                ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+                self._reload()
+                ready("READY=1")
+            self._reap()
+            self._watch()
+            self._show()
+            if not announced and not self._stopping and all(item.series.ready for item in self._workers.values()):
+                announced = True
+                ready("READY=1")
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._respawns.clear()
+        for pid, worker in self._workers.items():
+            self._drain(pid, worker)
+
+    def _drain(self, pid: int, worker: _Worker) -> None:
+        if worker.drain_by == float("inf"):
+            worker.drain_by = time.monotonic() + DRAIN_S
+            os.kill(pid, signal.SIGUSR1)
+
+    def _reload(self) -> None:
+        try:
+            snapshot = load_snapshot(self._path)
+            refuse_fixed_changes(self._snapshot.config, snapshot.config)
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error(problem)
+            log.error("configuration not reloaded, the one loaded before stays in force")
+            self._count_reload("kept")
+            return
+        self._snapshot = snapshot
+        self._respawns.clear()
+        for worker in self._workers.values():
+            worker.replaced = True
+        for daemon in self._daemons:
+            self._start(daemon)
+        self._count_reload("loaded")
+        for warning in snapshot.config.warnings:
+            log.warning(warning)
+        log.info("configuration reloaded")
+
+    def _count_reload(self, result: str) -> None:
+        self._series.add(metrics.RELOADS, (self._name, result))
+        self._series.set(metrics.LAST_RELOAD_OK, (self._name,), int(result == "loaded"))
+        if result == "loaded":
+            self._series.set(metrics.CONFIG_LOADED, (self._name,), time.time())
+
+    def _reap(self) -> None:
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            worker = self._workers.pop(pid)
+            try:
+                fold(self._folder, worker.daemon.name, worker.path)
+            except OSError as error:  # its file still counts
+                log.error(f"the metrics of {worker.daemon.name} worker {pid} can't be put away: {error}")
+            expected = worker.drain_by < float("inf")
+            if not (expected and status == 0):
+                cause = "silent" if worker.killed else "died"
+                log.error(f"{worker.daemon.name} worker {pid} {cause} ({_status_text(status)})")
+                self._series.add(metrics.WORKER_RESTARTS, (worker.daemon.name, cause))
+            if not (self._stopping or worker.replaced or expected):
+                self._respawns.append(_Respawn(worker.daemon, worker.index, worker.started + RESPAWN_S))
+
+    def _watch(self) -> None:
+        """Replace what is due, kill what is silent, drain what its successors have replaced."""
+        now = time.monotonic()
+        for respawn in [item for item in self._respawns if item.due <= now]:
+            self._respawns.remove(respawn)
+            self._fork(respawn.daemon, respawn.index)
+        for pid, worker in self._workers.items():
+            if worker.killed:
+                continue
+            seen = max(worker.series.heartbeat, worker.started)
+            limit = worker.daemon.silence_s if worker.series.ready else START_S
+            if now - seen > limit or now > worker.drain_by:
+                worker.killed = True
+                os.kill(pid, signal.SIGKILL)
+            elif worker.replaced and self._successors_ready(worker.daemon):
+                self._drain(pid, worker)
+
+    def _successors_ready(self, daemon: Daemon) -> bool:
+        fresh = [item for item in self._workers.values() if item.daemon is daemon and not item.replaced]
+        return bool(fresh) and all(item.series.ready for item in fresh)
+
+    def _show(self) -> None:
+        """Put the number of workers, wanted and there, into the metrics."""
+        self._series.beat(time.monotonic())
+        for daemon in self._daemons:
+            alive = sum(
+                item.daemon is daemon and item.series.ready and item.drain_by == float("inf")
+                for item in self._workers.values()
+            )
+            wanted = 0 if self._stopping else daemon.workers(self._snapshot.config)
+            self._series.set(metrics.WORKERS, (daemon.name,), alive)
+            self._series.set(metrics.WORKERS_WANTED, (daemon.name,), wanted)
+
+
+def series_folder(config: Config) -> Path:
+    """Return the folder in which workers keep their metrics."""
+    return config.state_directory / "metrics"
+
+
+def first_snapshot(path: Path) -> Snapshot:
+    """Load the configuration for a daemon's start; make the SRS secret where there is none. Raises ConfigError."""
+    from gatepost.service.config import load
+
+    config = load(path)
+    if ensure_secret(config.srs.secret_file):
+        log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
+    for warning in config.warnings:
+        log.warning(warning)
+    return load_snapshot(path)
+
+
+def refuse_fixed_changes(old: Config, new: Config) -> None:
+    """Raise ConfigError where *new* changes what only a restart can change."""
+    changed = [
+        key
+        for key, before, after in (
+            ("state_directory", old.state_directory, new.state_directory),
+            ("milter.listen", old.milter.listen, new.milter.listen),
+            ("policyd.listen", old.policyd.listen, new.policyd.listen),
+            ("metrics.listen", old.metrics, new.metrics),
+        )
+        if before != after
+    ]
+    if changed:
+        raise ConfigError([f"{new.path.name}: {key}: a change needs a restart of gatepost" for key in changed])
+
+
+def _work(worker: _Worker, parent: int) -> NoReturn:
+    """The whole life of a worker process."""
+    status = 1
+    try:
+        for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _WATCHED)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))  # outlive the supervisor no longer than a drain
+        if os.getppid() != parent:
+            os._exit(1)
+        log.name_process(worker.daemon.name)
+        worker.series.beat(time.monotonic())
+        worker.daemon.serve(worker.snapshot, worker.series)
+        status = 0
+    except Exception as error:  # noqa: BLE001  the outermost shell
+        log.fault(f"{worker.daemon.name} worker stopped", error)
+    finally:
+        os._exit(status)
+
+
+def _status_text(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"signal {os.WTERMSIG(status)}"
+    return f"exit status {os.WEXITSTATUS(status)}"
+
+
+def notify(state: str) -> None:
+    """Tell systemd *state* (sd_notify(3)); nothing happens outside systemd."""
+    if "NOTIFY_SOCKET" in os.environ:
+        import sdnotify
+
+        sdnotify.SystemdNotifier().notify(state)

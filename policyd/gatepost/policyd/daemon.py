@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the supervisor needs to know of policyd: its sockets and how a worker runs."""
+
+from __future__ import annotations
+
+import socket
+
+from gatepost.policyd.server import serve
+from gatepost.service.config import Config
+from gatepost.service.listeners import open_listener, remove
+from gatepost.service.series import Series
+from gatepost.service.snapshot import Snapshot
+
+
+class Policyd:
+    """The policy daemon, as `gatepost.service.supervisor` runs it."""
+
+    name = "policyd"
+    silence_s = 2.0  # Postfix asks the maps in series: a worker that hangs holds up all mail
+
+    def __init__(self, config: Config) -> None:
+        self._listen = config.policyd.listen
+        self._sockets: list[socket.socket] = []
+
+    def workers(self, config: Config) -> int:
+        return config.policyd.workers
+
+    def open(self) -> None:
+        """Open the listening sockets. Raises OSError; those already open are then closed."""
+        try:
+            for listen in self._listen:
+                self._sockets.append(open_listener(listen))
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the sockets and remove their files."""
+        for listen, sock in zip(self._listen, self._sockets):
+            sock.close()
+            remove(listen)
+        self._sockets.clear()
+
+    def serve(self, snapshot: Snapshot, series: Series) -> None:
+        """Run one worker until SIGUSR1 has drained it."""
+        serve(self._sockets, snapshot, series)

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Decide on a policy request and on a map look-up.
+
+Pure: the snapshot, the time and what came before on the connection are arguments. Postfix itself puts
+`<recipient>: Recipient address rejected: ` between the status code and the text of a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Optional
+
+from gatepost.relay import Client, Mail, Result, Verdict
+from gatepost.service import flow
+from gatepost.service.flow import Bounce, Egress, Treatment
+from gatepost.service.snapshot import Snapshot
+from gatepost.srs import Address
+
+Attributes = Mapping[bytes, bytes]
+
+
+class Action(Enum):
+    """What Postfix is told to do, as in metrics and log lines."""
+
+    DUNNO = "dunno"
+    OK = "ok"
+    REJECT = "reject"
+    DEFER = "defer"
+    REDIRECT = "redirect"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to a policy request: *text* follows `action=`.
+
+    log: the line for the log, "" for none. bounce: what the recipient turned out to be, where that decided.
+    verdict: the relay verdict, where one was asked for.
+    """
+
+    action: Action
+    text: str
+    log: str = ""
+    bounce: Optional[Bounce] = None
+    verdict: Optional[Verdict] = None
+
+
+DUNNO = Answer(Action.DUNNO, "DUNNO")
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """What the RCPT requests of one message, known by *instance*, have shown on a policy connection.
+
+    complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
+    reversed; other: the first one of any other kind; "" where there was none. Postfix uses one connection for
+    all requests about a message, unless that was idle for 300 s or 1000 s old, or its worker was replaced:
+    then it is incomplete.
+    """
+
+    instance: bytes = b""
+    complete: bool = False
+    bounce: str = ""
+    other: str = ""
+
+
+class Found(Enum):
+    """Result of a map look-up, in socketmap_table(5)'s words."""
+
+    OK = "OK"
+    NOTFOUND = "NOTFOUND"
+    PERM = "PERM"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The answer to a map look-up. bounce: what the key was as an SRS address, in the map `reverse`."""
+
+    found: Found
+    text: str = ""
+    bounce: Optional[Bounce] = None
+
+
+NOTFOUND = Entry(Found.NOTFOUND)
+
+_REFUSED = {
+    Bounce.FORGED: ("550 5.1.1 SRS address with a wrong hash", "srs-forged"),
+    Bounce.EXPIRED: ("550 5.1.1 SRS address that has expired", "srs-expired"),
+}
+_BOUNCES_ONLY = "550 5.7.1 This address takes only bounces (null sender)"
+_ONE_AT_A_TIME = "452 4.5.3 An SRS address takes no other recipient beside it, send again for each"
+_HISTORY_LOST = "451 4.3.0 Temporary failure, please send again"
+_UNREWRITABLE = "{} {} {}".format(*flow.UNREWRITABLE)
+_BOUNCED = "error:{1} {2}".format(*flow.UNREWRITABLE)
+"""The transport for such mail that is in the queue already: Postfix's error(8) bounces it at once."""
+
+
+def decide(
+    snapshot: Snapshot,
+    request: Attributes,
+    before: Transaction,
+    now: int,
+    new_reference: Callable[[], str],
+) -> tuple[Answer, Transaction]:
+    """Answer a policy request.
+
+    before: what this connection knows of the message; the second result is what it knows afterwards. now:
+    Unix seconds. new_reference: makes the random reference of a relay refusal.
+    """
+    state = request.get(b"protocol_state")
+    if state not in (b"RCPT", b"DATA") or snapshot.bypassed():
+        return DUNNO, before
+    instance = request.get(b"instance", b"")
+    if not instance or instance != before.instance:
+        # Postfix names a queue ID from the first recipient on that it has taken.
+        before = Transaction(instance, complete=state == b"RCPT" and not request.get(b"queue_id"))
+    if state == b"DATA":
+        return _data(snapshot, request, before, now), before
+    return _rcpt(snapshot, request, before, now, new_reference)
+
+
+def _rcpt(
+    snapshot: Snapshot,
+    request: Attributes,
+    before: Transaction,
+    now: int,
+    new_reference: Callable[[], str],
+) -> tuple[Answer, Transaction]:
+    rcpt = _text(request, b"recipient")
+    bounce = flow.reverse(snapshot, rcpt, now).bounce
+    if bounce in _REFUSED:
+        text, reason = _REFUSED[bounce]
+        return Answer(Action.REJECT, text, _line(request, "reject", reason=reason), bounce), before
+    returning = bounce is Bounce.ORIGINAL
+    if _must_wait(snapshot, request, before, rcpt, returning):
+        log = _line(request, "defer", reason="srs-beside-others")
+        return Answer(Action.DEFER, _ONE_AT_A_TIME, log), before
+    if returning:
+        return DUNNO, replace(before, bounce=before.bounce or rcpt)
+    answer = _relay(snapshot, request, rcpt, new_reference)
+    if answer.action is Action.REJECT:
+        return answer, before
+    return answer, replace(before, other=before.other or rcpt)
+
+
+def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcpt: str, returning: bool) -> bool:
+    """Tell whether *rcpt* must be put off: beside it, what happens at DATA would hit other recipients too.
+
+    REDIRECT replaces all recipients. A non-null sender is refused there with the whole message, so it is
+    split first, and everybody but the SRS recipient still gets it.
+    """
+    redirect = snapshot.config.policyd.reverse == "redirect"
+    if not (redirect or request.get(b"sender")):
+        return False
+    if returning:
+        return bool(before.other) or (redirect and before.bounce not in ("", rcpt))
+    return bool(before.bounce)
+
+
+def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Callable[[], str]) -> Answer:
+    """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours."""
+    if snapshot.config.relay.enforced_by != "policyd" or "@" not in rcpt:  # Postfix adds a domain of its own
+        return DUNNO
+    mail = Mail(reverse_path=_text(request, b"sender"))
+    judgement = flow.judge(snapshot, _client(snapshot, request), mail, rcpt)
+    verdict = judgement.verdict
+    names = {
+        "organization": verdict.organization.name if verdict.organization else "",
+        "reason": verdict.reason.value,
+    }
+    if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
+        log = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
+        return Answer(Action.REJECT, _UNREWRITABLE, log, verdict=verdict)
+    if verdict.result is Result.RELAY and judgement.enforce:
+        return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
+    if verdict.result is not Result.REFUSE or not verdict.meant:
+        return Answer(Action.DUNNO, "DUNNO", verdict=verdict)
+    reference = new_reference()
+    if not judgement.enforce:
+        log = _line(request, "monitor", **names, reference=reference)
+        return Answer(Action.DUNNO, "DUNNO", log, verdict=verdict)
+    text = "{} {} {} [{}]".format(*flow.REFUSAL, reference)
+    return Answer(Action.REJECT, text, _line(request, "reject", **names, reference=reference), verdict=verdict)
+
+
+def _client(snapshot: Snapshot, request: Attributes) -> Client:
+    """Return the client. Its certificate counts only where Postfix trusts it and names the issuer (R10)."""
+    name = flow.decode_xtext(_text(request, b"ccert_subject")) if request.get(b"ccert_issuer") else ""
+    exempt = "authenticated" in snapshot.config.relay.exempt
+    return snapshot.rules.client(
+        _text(request, b"client_address"),
+        (name,) if name else (),
+        authenticated=exempt and bool(request.get(b"sasl_username")),
+    )
+
+
+def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int) -> Answer:
+    """Answer at DATA, where Postfix names the recipient only if it took exactly one.
+
+    With several, and RCPT requests missed, a non-null sender passes: a service that is listed in
+    smtpd_data_restrictions alone would put off all such mail for ever. A null sender, which seldom has
+    several recipients, waits in redirect mode: its bounce would else end in the `bounces` mailbox (S9).
+    """
+    single = request.get(b"recipient_count") == b"1" and bool(request.get(b"recipient"))
+    sender = request.get(b"sender")
+    redirect = snapshot.config.policyd.reverse == "redirect"
+    if single:
+        reversal = flow.reverse(snapshot, _text(request, b"recipient"), now)
+        returning = reversal.bounce is Bounce.ORIGINAL
+    else:
+        returning = bool(before.bounce)
+    if sender:
+        if not returning:
+            return DUNNO
+        return Answer(Action.REJECT, _BOUNCES_ONLY, _line(request, "reject", reason="srs-not-a-bounce"))
+    if redirect and single and returning:
+        log = _line(request, "redirect", reason="srs-bounce", redirect=reversal.original)
+        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversal.original)}", log, reversal.bounce)
+    if redirect and not single and not before.complete:
+        return Answer(Action.DEFER, _HISTORY_LOST, _line(request, "defer", reason="history-unknown"))
+    return DUNNO
+
+
+def look_up(snapshot: Snapshot, map_name: str, key: str, now: int) -> Entry:
+    """Answer a map look-up; *now* in Unix seconds.
+
+    Postfix asks for a whole address first, then for its parts (`user`, `@domain`), which never match. What is
+    not to be reversed is NOTFOUND and no failure: a failing map stalls mail, and policy refuses at RCPT what
+    is forged.
+    """
+    if map_name == "reverse":
+        return _reverse(snapshot, key, now)
+    if map_name == "egress":
+        return _egress(snapshot, key)
+    return Entry(Found.PERM, "unknown map: only reverse and egress are served")
+
+
+def _reverse(snapshot: Snapshot, key: str, now: int) -> Entry:
+    if key.find("@") < 1:
+        return NOTFOUND
+    reversal = flow.reverse(snapshot, key, now)
+    if reversal.bounce is Bounce.ORIGINAL:
+        return Entry(Found.OK, reversal.original, reversal.bounce)
+    return NOTFOUND if reversal.bounce is Bounce.NOT_SRS else Entry(Found.NOTFOUND, bounce=reversal.bounce)
+
+
+def _egress(snapshot: Snapshot, key: str) -> Entry:
+    egress = snapshot.config.egress
+    if egress is None or key.find("@") < 1 or snapshot.bypassed():
+        return NOTFOUND
+    leaving = flow.egress(snapshot, key)
+    if leaving is Egress.REWRITE:
+        return Entry(Found.OK, egress.transport)
+    return NOTFOUND if leaving is Egress.OUT else Entry(Found.OK, _BOUNCED)
+
+
+def _text(request: Attributes, name: bytes) -> str:
+    return request.get(name, b"").decode("utf-8", "surrogateescape")
+
+
+def _unquoted(written: str) -> str:
+    """Return the address as REDIRECT takes it: Postfix quotes the local part itself."""
+    address = Address.parse(written)
+    return f"{address.local}@{address.domain}"
+
+
+def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) -> str:
+    """Return the log line of a decision; empty values are left out."""
+    fields = {
+        "action": action,
+        "from": f"<{_text(request, b'sender')}>",
+        "to": f"<{_text(request, b'recipient')}>",
+        "redirect": f"<{redirect}>" if redirect else "",
+        "client": _text(request, b"client_address"),
+        **more,
+    }
+    queue_id = _text(request, b"queue_id") or "NOQUEUE"
+    return f"{queue_id}: " + ", ".join(f"{name}={value}" for name, value in fields.items() if value)

@@ -1,0 +1,502 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What policyd answers to Postfix, request by request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import pytest
+
+from gatepost.policyd.decisions import Action, Answer, Entry, Found, Transaction, decide, look_up
+from gatepost.relay import Result
+from gatepost.service.config import parse
+from gatepost.service.flow import Bounce
+from gatepost.service.snapshot import Snapshot, build, bypass_file
+from gatepost.srs import Address, Keys
+
+NOW = 1_700_000_000
+DAY = NOW // 86400
+KEYS = Keys([b"the first key"])
+FOREIGN_SRS = "carol+SRS=abcdefgh=C7=example.org=dave@example.net"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def snapshot(
+    state: Path, *, reverse: str = "map", by: str = "milter", mode: str = "enforce", egress: bool = True
+) -> Snapshot:
+    raw: dict[str, object] = {
+        "state_directory": str(state),
+        "organization": [
+            {
+                "name": "contoso",
+                "accepted_domain": [{"domain": "contoso.com", "default": True}],
+                "connector": [
+                    {"name": "office", "sender_ip_addresses": ["192.0.2.0/28"]},
+                    {"name": "crm", "tls_sender_certificate_name": "*.contoso.com"},
+                ],
+            }
+        ],
+        "relay": {"mode": mode, "enforced_by": by, "local_domains": ["mx.contoso.net"]},
+        "policyd": {"reverse": reverse},
+    }
+    if egress:
+        raw["egress"] = {"transport": "gatepost-egress:[127.0.0.1]:10027"}
+    return build(parse(raw, Path("gatepost.toml")), KEYS)
+
+
+def srs(snapshot: Snapshot, original: str = "bob@fabrikam.com", day: int = DAY) -> str:
+    return str(snapshot.exchange.forward(Address.parse(original), "bounces", "contoso.com", day))
+
+
+def expired(snapshot: Snapshot) -> str:
+    return srs(snapshot, day=DAY - 22)
+
+
+def forged(snapshot: Snapshot) -> str:
+    return srs(snapshot).replace("fabrikam.com=bob", "fabrikam.com=eve")
+
+
+class Connection:
+    """The requests of one message over one policy connection, as Postfix sends them."""
+
+    def __init__(self, snapshot: Snapshot, sender: str = "", **attributes: str) -> None:
+        self.snapshot = snapshot
+        self.attributes = {
+            "request": "smtpd_access_policy",
+            "sender": sender,
+            "instance": "1",
+            "client_address": "198.51.100.7",
+            **attributes,
+        }
+        self.known = Transaction()
+        self.taken: list[str] = []
+
+    def ask(self, state: str, **attributes: str) -> Answer:
+        request = {**self.attributes, "protocol_state": state, **attributes}
+        wire = {name.encode(): value.encode("utf-8", "surrogateescape") for name, value in request.items()}
+        answer, self.known = decide(self.snapshot, wire, self.known, NOW, lambda: "REFERENCE1")
+        return answer
+
+    def rcpt(self, recipient: str) -> Answer:
+        queue_id = "4CgSNs5Q9s" if self.taken else ""
+        answer = self.ask("RCPT", recipient=recipient, queue_id=queue_id, recipient_count="0")
+        if answer.action in (Action.DUNNO, Action.OK):
+            self.taken.append(recipient)
+        return answer
+
+    def data(self) -> Answer:
+        only = self.taken[0] if len(self.taken) == 1 else ""
+        return self.ask("DATA", recipient=only, queue_id="4CgSNs5Q9s", recipient_count=str(len(self.taken)))
+
+
+# --- SRS recipients at RCPT
+
+
+def test_wrong_hash_is_refused_with_5_1_1_and_logged_as_forged(state: Path) -> None:
+    hub = snapshot(state)
+    answer = Connection(hub).rcpt(forged(hub))
+    assert answer.text == "550 5.1.1 SRS address with a wrong hash"
+    assert answer.bounce is Bounce.FORGED
+    assert (
+        answer.log
+        == f"NOQUEUE: action=reject, from=<>, to=<{forged(hub)}>, client=198.51.100.7, reason=srs-forged"
+    )
+
+
+def test_expired_stamp_is_refused_with_5_1_1_and_logged_as_expired(state: Path) -> None:
+    hub = snapshot(state)
+    answer = Connection(hub).rcpt(expired(hub))
+    assert answer.text == "550 5.1.1 SRS address that has expired"
+    assert answer.bounce is Bounce.EXPIRED
+    assert answer.log.endswith("reason=srs-expired")
+
+
+def test_valid_srs_recipient_of_a_bounce_is_left_to_the_map(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub)
+    assert connection.rcpt(srs(hub)).text == "DUNNO"
+    assert connection.data() == Answer(Action.DUNNO, "DUNNO")
+
+
+def test_somebody_elses_srs_address_is_dunno(state: Path) -> None:
+    assert Connection(snapshot(state)).rcpt(FOREIGN_SRS).text == "DUNNO"
+
+
+def test_ordinary_recipient_is_dunno_without_a_log_line(state: Path) -> None:
+    assert Connection(snapshot(state), "bob@fabrikam.com").rcpt("john@contoso.com") == Answer(
+        Action.DUNNO, "DUNNO"
+    )
+
+
+def test_unquoted_local_part_with_a_space_is_judged_as_postfix_sends_it(state: Path) -> None:
+    hub = snapshot(state)
+    quoted = Address.parse(srs(hub, '"bob b"@fabrikam.com'))
+    assert Connection(hub).rcpt(f"{quoted.local}x@contoso.com").bounce is Bounce.FORGED
+
+
+def test_octets_that_are_no_utf8_are_dunno(state: Path) -> None:
+    assert Connection(snapshot(state), "\udcff@example.net").rcpt("\udcff\udcfe@contoso.com").text == "DUNNO"
+
+
+@pytest.mark.parametrize("protocol_state", ["CONNECT", "EHLO", "MAIL", "VRFY", "ETRN", "END-OF-MESSAGE", ""])
+def test_other_states_are_dunno_even_for_a_forged_recipient(state: Path, protocol_state: str) -> None:
+    hub = snapshot(state)
+    assert Connection(hub).ask(protocol_state, recipient=forged(hub)).text == "DUNNO"
+
+
+def test_bypass_stops_judging(state: Path) -> None:
+    hub = snapshot(state, by="policyd")
+    bypass_file(hub.config).touch()
+    connection = Connection(hub, "bob@fabrikam.com")
+    assert connection.rcpt(forged(hub)).text == "DUNNO"
+    assert connection.ask("RCPT", recipient="x@example.org", client_address="192.0.2.5").text == "DUNNO"
+    assert connection.ask("DATA", recipient=srs(hub), recipient_count="1").text == "DUNNO"
+
+
+# --- a sender that is not null: callouts may probe, mail is refused at DATA
+
+
+def test_callout_with_a_sender_gets_dunno_at_rcpt(state: Path) -> None:
+    hub = snapshot(state)
+    assert Connection(hub, "double-bounce@example.net").rcpt(srs(hub)).text == "DUNNO"
+
+
+@pytest.mark.parametrize("reverse", ["map", "redirect"])
+def test_mail_with_a_sender_to_an_srs_recipient_is_refused_at_data(state: Path, reverse: str) -> None:
+    hub = snapshot(state, reverse=reverse)
+    connection = Connection(hub, "eve@example.net")
+    connection.rcpt(srs(hub))
+    answer = connection.data()
+    assert answer.text == "550 5.7.1 This address takes only bounces (null sender)"
+    assert answer.log == (
+        f"4CgSNs5Q9s: action=reject, from=<eve@example.net>, to=<{srs(hub)}>, client=198.51.100.7, "
+        "reason=srs-not-a-bounce"
+    )
+
+
+def test_mail_with_a_sender_to_two_srs_recipients_is_refused_at_data(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub, "eve@example.net")
+    connection.rcpt(srs(hub))
+    assert connection.rcpt(srs(hub, "alice@fabrikam.com")).text == "DUNNO"
+    assert connection.data().action is Action.REJECT
+
+
+def test_mail_with_a_sender_is_split_so_that_only_the_srs_recipient_is_refused(state: Path) -> None:
+    hub = snapshot(state)
+    first = Connection(hub, "eve@example.net")
+    assert first.rcpt("john@contoso.com").text == "DUNNO"
+    assert first.rcpt(srs(hub)).text.startswith("452 4.5.3 ")
+    assert first.rcpt("jane@contoso.com").text == "DUNNO"
+    assert first.data().text == "DUNNO"
+    second = Connection(hub, "eve@example.net")
+    assert second.rcpt(srs(hub)).text == "DUNNO"
+    assert second.rcpt("john@contoso.com").text.startswith("452 4.5.3 ")
+    assert second.data().action is Action.REJECT
+
+
+def test_unknown_history_of_a_sender_with_several_recipients_is_dunno(state: Path) -> None:
+    for reverse in ("map", "redirect"):
+        connection = Connection(snapshot(state, reverse=reverse), "bob@fabrikam.com")
+        assert connection.ask("DATA", recipient="", recipient_count="2", queue_id="4Cg").text == "DUNNO"
+
+
+def test_history_of_another_message_does_not_count(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub, "eve@example.net")
+    connection.rcpt(srs(hub))
+    connection.attributes["instance"] = "2"
+    assert connection.ask("RCPT", recipient="john@contoso.com").text == "DUNNO"
+    assert connection.ask("DATA", recipient="", recipient_count="2").text == "DUNNO"
+
+
+# --- bounces with several recipients, map mode
+
+
+def test_bounce_to_srs_and_other_recipients_is_left_alone_in_map_mode(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub)
+    for rcpt in (srs(hub), "john@contoso.com", srs(hub, "alice@fabrikam.com")):
+        assert connection.rcpt(rcpt).text == "DUNNO"
+    assert connection.data().text == "DUNNO"
+
+
+def test_unknown_history_of_a_bounce_is_dunno_in_map_mode(state: Path) -> None:
+    assert Connection(snapshot(state)).ask("DATA", recipient="", recipient_count="3").text == "DUNNO"
+
+
+# --- redirect mode
+
+
+def test_redirect_mode_sends_a_bounce_to_the_original_sender_at_data(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    assert connection.rcpt(srs(hub)).text == "DUNNO"
+    answer = connection.data()
+    assert (answer.text, answer.bounce) == ("REDIRECT bob@fabrikam.com", Bounce.ORIGINAL)
+    assert answer.log == (
+        f"4CgSNs5Q9s: action=redirect, from=<>, to=<{srs(hub)}>, redirect=<bob@fabrikam.com>, "
+        "client=198.51.100.7, reason=srs-bounce"
+    )
+
+
+def test_redirect_gives_the_local_part_unquoted_for_postfix_quotes_it_itself(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    rcpt = Address.parse(srs(hub, '"bob b"@fabrikam.com'))
+    connection.rcpt(f"{rcpt.local}@{rcpt.domain}")
+    assert connection.data().text == "REDIRECT bob b@fabrikam.com"
+
+
+def test_redirect_mode_puts_off_whatever_comes_beside_an_srs_recipient(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    connection.rcpt(srs(hub))
+    for rcpt in ("john@contoso.com", srs(hub, "alice@fabrikam.com")):
+        answer = connection.rcpt(rcpt)
+        assert (
+            answer.text == "452 4.5.3 An SRS address takes no other recipient beside it, send again for each"
+        )
+        assert answer.log.endswith("reason=srs-beside-others")
+    assert connection.data().text == "REDIRECT bob@fabrikam.com"
+
+
+def test_redirect_mode_puts_off_an_srs_recipient_beside_another(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    connection.rcpt("john@contoso.com")
+    assert connection.rcpt(srs(hub)).action is Action.DEFER
+    assert connection.data().text == "DUNNO"
+
+
+def test_redirect_mode_does_not_take_a_repeated_question_for_a_second_recipient(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    assert [connection.rcpt(srs(hub)).text, connection.rcpt(srs(hub)).text] == ["DUNNO", "DUNNO"]
+
+
+def test_redirect_mode_lets_a_null_sender_with_several_other_recipients_pass(state: Path) -> None:
+    connection = Connection(snapshot(state, reverse="redirect"))
+    connection.rcpt("john@contoso.com")
+    connection.rcpt("jane@contoso.com")
+    assert connection.data().text == "DUNNO"
+
+
+@pytest.mark.parametrize(
+    "seen", [None, "jane@contoso.com"], ids=["nothing seen", "only the last recipient seen"]
+)
+def test_redirect_mode_puts_off_a_null_sender_whose_recipients_it_missed(
+    state: Path, seen: Optional[str]
+) -> None:
+    connection = Connection(snapshot(state, reverse="redirect"))
+    if seen:
+        connection.ask("RCPT", recipient=seen, queue_id="4CgSNs5Q9s")
+    answer = connection.ask("DATA", recipient="", recipient_count="2", queue_id="4CgSNs5Q9s")
+    assert answer.text.startswith("451 4.3.0 ")
+    assert answer.log.endswith("reason=history-unknown")
+
+
+def test_redirect_mode_needs_no_history_for_a_single_recipient(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    answer = Connection(hub).ask("DATA", recipient=srs(hub), recipient_count="1", queue_id="4CgSNs5Q9s")
+    assert answer.text == "REDIRECT bob@fabrikam.com"
+
+
+# --- the relay rule, where policyd enforces it (topology 4)
+
+
+def test_relay_rule_is_left_to_the_milter_unless_policyd_enforces_it(state: Path) -> None:
+    answer = Connection(snapshot(state), "eve@example.net", client_address="192.0.2.5").rcpt("x@example.org")
+    assert answer == Answer(Action.DUNNO, "DUNNO")
+
+
+def test_matching_address_and_accepted_p1_may_relay(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", client_address="192.0.2.5")
+    answer = connection.rcpt("x@example.org")
+    assert answer.text == "OK"
+    assert answer.log == (
+        "NOQUEUE: action=ok, from=<app@contoso.com>, to=<x@example.org>, client=192.0.2.5, "
+        "organization=contoso, reason=p1-accepted"
+    )
+
+
+def test_foreign_p1_is_refused_with_5_7_64_and_a_reference(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@vendor.example", client_address="192.0.2.5")
+    answer = connection.rcpt("x@example.org")
+    assert answer.text == "550 5.7.64 TenantAttribution; Relay Access Denied [REFERENCE1]"
+    assert answer.verdict is not None
+    assert answer.verdict.result is Result.REFUSE
+    assert answer.log == (
+        "NOQUEUE: action=reject, from=<app@vendor.example>, to=<x@example.org>, client=192.0.2.5, "
+        "organization=contoso, reason=nothing-accepted, reference=REFERENCE1"
+    )
+
+
+def test_monitor_mode_logs_the_refusal_and_leaves_the_mail_to_postfix(state: Path) -> None:
+    hub = snapshot(state, by="policyd", mode="monitor")
+    answer = Connection(hub, "app@vendor.example", client_address="192.0.2.5").rcpt("x@example.org")
+    assert answer.text == "DUNNO"
+    assert answer.log.startswith("NOQUEUE: action=monitor, from=<app@vendor.example>, ")
+    assert answer.verdict is not None
+    assert answer.verdict.result is Result.REFUSE
+
+
+def test_monitor_mode_makes_nothing_relayable(state: Path) -> None:
+    hub = snapshot(state, by="policyd", mode="monitor")
+    assert (
+        Connection(hub, "app@contoso.com", client_address="192.0.2.5").rcpt("x@example.org").text == "DUNNO"
+    )
+
+
+def test_client_that_no_organization_is_meant_by_is_left_to_postfix(state: Path) -> None:
+    answer = Connection(snapshot(state, by="policyd"), "eve@example.net").rcpt("x@example.org")
+    assert (answer.text, answer.log) == ("DUNNO", "")
+
+
+@pytest.mark.parametrize("rcpt", ["john@contoso.com", "root@mx.contoso.net", "postmaster"])
+def test_recipient_inside_is_left_to_postfix(state: Path, rcpt: str) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "eve@example.net", client_address="192.0.2.5")
+    assert connection.rcpt(rcpt).text == "DUNNO"
+
+
+def test_authenticated_client_is_left_to_postfix(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "eve@example.net", sasl_username="john")
+    assert connection.rcpt("x@example.org").text == "DUNNO"
+
+
+def test_trusted_certificate_lets_a_foreign_p1_relay(state: Path) -> None:
+    connection = Connection(
+        snapshot(state, by="policyd"),
+        "bob@fabrikam.com",
+        ccert_subject="crm.contoso.com",
+        ccert_issuer="Our+20CA",
+    )
+    assert connection.rcpt("x@example.org").text == "OK"
+
+
+def test_certificate_name_is_read_as_xtext(state: Path) -> None:
+    connection = Connection(
+        snapshot(state, by="policyd"), "bob@fabrikam.com", ccert_subject="+2A.contoso.com", ccert_issuer="CA"
+    )
+    assert connection.rcpt("x@example.org").text == "OK"
+
+
+def test_untrusted_certificate_counts_as_none(state: Path) -> None:
+    connection = Connection(
+        snapshot(state, by="policyd"), "bob@fabrikam.com", ccert_subject="crm.contoso.com", ccert_issuer=""
+    )
+    assert connection.rcpt("x@example.org").text == "DUNNO"
+
+
+def test_null_sender_to_outside_needs_a_certificate(state: Path) -> None:
+    hub = snapshot(state, by="policyd")
+    assert (
+        Connection(hub, "", client_address="192.0.2.5").rcpt("x@example.org").text.startswith("550 5.7.64 ")
+    )
+    trusted = Connection(hub, "", ccert_subject="crm.contoso.com", ccert_issuer="CA")
+    assert trusted.rcpt("x@example.org").text == "OK"
+
+
+def test_sender_that_the_egress_hop_cannot_rewrite_is_refused_with_5_1_7(state: Path) -> None:
+    connection = Connection(
+        snapshot(state, by="policyd"),
+        "b" * 240 + "@fabrikam.com",
+        ccert_subject="crm.contoso.com",
+        ccert_issuer="CA",
+    )
+    assert connection.rcpt("x@example.org").text.startswith("553 5.1.7 ")
+
+
+def test_what_was_refused_does_not_count_as_a_recipient(state: Path) -> None:
+    hub = snapshot(state, by="policyd", reverse="redirect")
+    connection = Connection(hub, "", client_address="192.0.2.5")
+    assert connection.rcpt("x@example.org").action is Action.REJECT
+    assert connection.rcpt(srs(hub)).text == "DUNNO"
+
+
+# --- the map `reverse`
+
+
+def test_reverse_map_gives_the_original_sender(state: Path) -> None:
+    hub = snapshot(state)
+    assert look_up(hub, "reverse", srs(hub), NOW) == Entry(Found.OK, "bob@fabrikam.com", Bounce.ORIGINAL)
+
+
+def test_reverse_map_gives_a_quoted_local_part_quoted(state: Path) -> None:
+    hub = snapshot(state)
+    entry = look_up(hub, "reverse", srs(hub, '"bob b"@fabrikam.com'), NOW)
+    assert (entry.found, entry.text) == (Found.OK, '"bob b"@fabrikam.com')
+
+
+def test_reverse_map_takes_a_key_without_its_quotes_from_old_postfix(state: Path) -> None:
+    hub = snapshot(state)
+    rcpt = Address.parse(srs(hub, '"bob b"@fabrikam.com'))
+    entry = look_up(hub, "reverse", f"{rcpt.local}@{rcpt.domain}", NOW)
+    assert (entry.found, entry.text) == (Found.OK, '"bob b"@fabrikam.com')
+
+
+@pytest.mark.parametrize(
+    "key", ["john@contoso.com", "@contoso.com", "bounces", "", "@", "a@", "\udcff@contoso.com"]
+)
+def test_reverse_map_does_not_find_what_is_no_srs_address(state: Path, key: str) -> None:
+    assert look_up(snapshot(state), "reverse", key, NOW) == Entry(Found.NOTFOUND)
+
+
+def test_reverse_map_does_not_find_forged_expired_and_foreign_addresses(state: Path) -> None:
+    hub = snapshot(state)
+    for key, bounce in (
+        (forged(hub), Bounce.FORGED),
+        (expired(hub), Bounce.EXPIRED),
+        (FOREIGN_SRS, Bounce.FOREIGN),
+    ):
+        assert look_up(hub, "reverse", key, NOW) == Entry(Found.NOTFOUND, bounce=bounce)
+
+
+def test_reverse_map_works_on_in_bypass(state: Path) -> None:
+    hub = snapshot(state)
+    bypass_file(hub.config).touch()
+    assert look_up(hub, "reverse", srs(hub), NOW).found is Found.OK
+
+
+# --- the map `egress`
+
+
+def test_egress_map_sends_a_foreign_sender_to_the_egress_hop(state: Path) -> None:
+    entry = look_up(snapshot(state), "egress", "bob@fabrikam.com", NOW)
+    assert entry == Entry(Found.OK, "gatepost-egress:[127.0.0.1]:10027")
+
+
+def test_egress_map_bounces_a_sender_that_cannot_be_rewritten(state: Path) -> None:
+    entry = look_up(snapshot(state), "egress", "b" * 240 + "@fabrikam.com", NOW)
+    assert entry.found is Found.OK
+    assert entry.text.startswith("error:5.1.7 ")
+
+
+@pytest.mark.parametrize("key", ["<>", '"<>"', "", "@fabrikam.com", "bob", "john@contoso.com"])
+def test_egress_map_lets_null_senders_parts_and_own_senders_out(state: Path, key: str) -> None:
+    assert look_up(snapshot(state), "egress", key, NOW) == Entry(Found.NOTFOUND)
+
+
+def test_egress_map_does_not_find_what_the_rewriting_made(state: Path) -> None:
+    hub = snapshot(state)
+    assert look_up(hub, "egress", srs(hub), NOW) == Entry(Found.NOTFOUND)
+
+
+def test_egress_map_finds_nothing_without_an_egress_hop(state: Path) -> None:
+    assert look_up(snapshot(state, egress=False), "egress", "bob@fabrikam.com", NOW) == Entry(Found.NOTFOUND)
+
+
+def test_egress_map_finds_nothing_in_monitor_mode_and_in_bypass(state: Path) -> None:
+    assert look_up(snapshot(state, mode="monitor"), "egress", "bob@fabrikam.com", NOW).found is Found.NOTFOUND
+    hub = snapshot(state)
+    bypass_file(hub.config).touch()
+    assert look_up(hub, "egress", "bob@fabrikam.com", NOW).found is Found.NOTFOUND
+
+
+def test_unknown_map_is_perm(state: Path) -> None:
+    assert look_up(snapshot(state), "forward", "x@contoso.com", NOW).found is Found.PERM

@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""policyd over real sockets: what a client sends, what comes back, and what a worker survives."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import pytest
+
+from gatepost.policyd.daemon import Policyd
+from gatepost.policyd.server import Connection, Worker
+from gatepost.policyd.wire import netstring
+from gatepost.service.config import parse
+from gatepost.service.metrics import ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS
+from gatepost.service.series import Series
+from gatepost.service.snapshot import Snapshot, build
+from gatepost.srs import Address, Keys
+
+EGRESS = netstring(b"egress bob@fabrikam.com")
+EGRESS_ANSWER = netstring(b"OK gatepost-egress:[127.0.0.1]:10027")
+RCPT = (
+    b"request=smtpd_access_policy\nprotocol_state=RCPT\nsender=\nrecipient=john@contoso.com\ninstance=1\n\n"
+)
+DUNNO = b"action=DUNNO\n\n"
+
+
+def snapshot(folder: Path) -> Snapshot:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    raw: dict[str, object] = {
+        "state_directory": str(folder),
+        "organization": [{"name": "contoso", "accepted_domain": [{"domain": "contoso.com"}]}],
+        "relay": {"mode": "enforce"},
+        "policyd": {"listen": [f"unix:{folder}/policyd.sock", f"inet:127.0.0.1:{port}"]},
+        "egress": {"transport": "gatepost-egress:[127.0.0.1]:10027"},
+    }
+    return build(parse(raw, Path("gatepost.toml")), Keys([b"the first key"]))
+
+
+def srs(snapshot: Snapshot) -> bytes:
+    original = Address("bob", "fabrikam.com")
+    return str(
+        snapshot.exchange.forward(original, "bounces", "contoso.com", int(time.time()) // 86400)
+    ).encode()
+
+
+class Service:
+    """Worker processes of policyd that share their sockets, started as the supervisor starts them."""
+
+    def __init__(self, folder: Path, snapshot: Snapshot, loop: str) -> None:
+        self.folder = folder
+        self.snapshot = snapshot
+        self.loop = loop
+        self.daemon = Policyd(snapshot.config)
+        self.daemon.open()
+        self.workers: list[int] = []
+        self.start()
+
+    def start(self, broken: Optional[Snapshot] = None) -> None:
+        number = len(self.workers)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        pid = os.fork()
+        if pid == 0:
+            self._work(number, broken or self.snapshot)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        self.workers.append(pid)
+
+    def _work(self, number: int, snapshot: Snapshot) -> None:
+        status = 1
+        try:
+            log = os.open(self.folder / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            os.dup2(log, 2)
+            if self.loop == "asyncio":
+                sys.modules["uvloop"] = None  # type: ignore[assignment]
+            self.daemon.serve(snapshot, Series.create(self.folder / f"policyd-{number}.series"))
+            status = 0
+        finally:
+            os._exit(status)
+
+    def connect(self, listen: int = 0) -> socket.socket:
+        address = self.snapshot.config.policyd.listen[listen]
+        if not address.path:
+            return socket.create_connection((address.host, address.port), timeout=20)
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(address.path)  # waits for room in the backlog
+        client.settimeout(20)
+        return client
+
+    def drain(self, number: int = 0) -> None:
+        os.kill(self.workers[number], signal.SIGUSR1)
+
+    def wait(self, number: int = 0) -> int:
+        _, status = os.waitpid(self.workers[number], 0)
+        self.workers[number] = 0
+        return status
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    def count(self, metric: Any, *labels: str) -> float:
+        totals: dict[Any, list[float]] = {}
+        for path in self.folder.glob("policyd-*.series"):
+            Series.attach(path).add_to(totals)
+        return totals.get((metric, labels), [0.0])[0]
+
+    def close(self) -> None:
+        for pid in filter(None, self.workers):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        self.daemon.close()
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Service]:
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    running = Service(tmp_path, snapshot(tmp_path), request.param)
+    yield running
+    running.close()
+
+
+def read(client: socket.socket, size: int) -> bytes:
+    """Return *size* octets, fewer where the connection ends before."""
+    octets = b""
+    while len(octets) < size:
+        try:
+            more = client.recv(size - len(octets))
+        except ConnectionResetError:
+            break
+        if not more:
+            break
+        octets += more
+    return octets
+
+
+def ask(client: socket.socket, request: bytes, answer: bytes) -> None:
+    client.sendall(request)
+    assert read(client, len(answer)) == answer
+
+
+def is_closed(client: socket.socket) -> bool:
+    return read(client, 1) == b""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# --- requests and answers
+
+
+@pytest.mark.parametrize("listen", [0, 1], ids=["unix", "tcp"])
+def test_each_socket_serves_both_protocols_one_a_connection(service: Service, listen: int) -> None:
+    with service.connect(listen) as policy, service.connect(listen) as socketmap:
+        for _ in range(2):
+            ask(policy, RCPT, DUNNO)
+            ask(socketmap, EGRESS, EGRESS_ANSWER)
+            ask(socketmap, netstring(b"reverse " + srs(service.snapshot)), netstring(b"OK bob@fabrikam.com"))
+            ask(socketmap, netstring(b"reverse john@contoso.com"), netstring(b"NOTFOUND "))
+            ask(socketmap, netstring(b"egress <>"), netstring(b"NOTFOUND "))
+            ask(
+                socketmap,
+                netstring(b"forward x"),
+                netstring(b"PERM unknown map: only reverse and egress are served"),
+            )
+
+
+def test_key_that_is_no_utf8_is_not_found(service: Service) -> None:
+    with service.connect() as client:
+        ask(client, netstring(b"reverse \xff\xfe@contoso.com"), netstring(b"NOTFOUND "))
+
+
+def test_forged_recipient_is_refused_logged_and_counted(service: Service) -> None:
+    forged = srs(service.snapshot).replace(b"=bob@", b"=eve@")
+    with service.connect() as client:
+        ask(
+            client,
+            RCPT.replace(b"john@contoso.com", forged),
+            b"action=550 5.1.1 SRS address with a wrong hash\n\n",
+        )
+    assert f"NOQUEUE: action=reject, from=<>, to=<{forged.decode()}>, reason=srs-forged\n" in service.log()
+    assert service.count(POLICY_REQUESTS, "RCPT", "reject") == 1
+    assert service.count(SRS_REVERSALS, "forged") == 1
+
+
+def test_rcpt_and_data_of_a_message_are_joined_on_their_connection(service: Service) -> None:
+    rcpt = RCPT.replace(b"john@contoso.com", srs(service.snapshot)).replace(
+        b"sender=", b"sender=eve@example.net"
+    )
+    data = b"request=smtpd_access_policy\nprotocol_state=DATA\nsender=eve@example.net\nrecipient=\n"
+    data += b"recipient_count=2\ninstance=1\n\n"
+    with service.connect() as client, service.connect() as another:
+        ask(client, rcpt, DUNNO)
+        ask(client, data, b"action=550 5.7.1 This address takes only bounces (null sender)\n\n")
+        ask(another, data, DUNNO)
+
+
+def test_map_lookups_are_counted_and_not_logged(service: Service) -> None:
+    with service.connect() as client:
+        ask(client, netstring(b"reverse " + srs(service.snapshot)), netstring(b"OK bob@fabrikam.com"))
+        ask(client, netstring(b"egress @fabrikam.com"), netstring(b"NOTFOUND "))
+    assert service.log() == ""
+    assert service.count(MAP_LOOKUPS, "reverse", "ok") == 1
+    assert service.count(MAP_LOOKUPS, "egress", "notfound") == 1
+    assert service.count(SRS_REVERSALS, "original") == 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"), [(RCPT, DUNNO), (EGRESS, EGRESS_ANSWER)], ids=["policy", "socketmap"]
+)
+def test_pipelined_requests_are_answered_in_order(service: Service, request_: bytes, answer: bytes) -> None:
+    with service.connect() as client:
+        ask(client, request_ * 500, answer * 500)
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"), [(RCPT, DUNNO), (EGRESS, EGRESS_ANSWER)], ids=["policy", "socketmap"]
+)
+def test_request_that_arrives_octet_by_octet_is_answered(
+    service: Service, request_: bytes, answer: bytes
+) -> None:
+    with service.connect(1) as client:
+        for index in range(len(request_)):
+            client.sendall(request_[index : index + 1])
+        assert read(client, len(answer)) == answer
+
+
+def test_client_that_closes_its_sending_side_still_gets_its_answer(service: Service) -> None:
+    with service.connect() as client:
+        client.sendall(EGRESS)
+        client.shutdown(socket.SHUT_WR)
+        assert read(client, 1000) == EGRESS_ANSWER
+
+
+# --- clients that misbehave
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\0",
+        b"EHLO x\n\n",
+        b"5:a",
+        b"99999:",
+        b"3:abc,",
+        b"x" * 70000,
+        RCPT[:-1] + b"NUL=\0\n\n",
+        b"GET / HTTP/1.1\r\n",
+    ],
+    ids=["NUL", "SMTP", "bad netstring", "endless netstring", "no key", "endless line", "NUL inside", "HTTP"],
+)
+def test_broken_protocol_costs_only_its_own_connection(service: Service, junk: bytes) -> None:
+    with service.connect() as good, service.connect() as bad:
+        ask(good, EGRESS, EGRESS_ANSWER)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            bad.sendall(junk)
+        bad.shutdown(socket.SHUT_WR) if junk in (b"5:a", b"GET / HTTP/1.1\r\n") else None
+        assert is_closed(bad)
+        ask(good, EGRESS, EGRESS_ANSWER)
+
+
+def test_many_broken_connections_are_counted_each_and_logged_once_a_second(service: Service) -> None:
+    begun = time.monotonic()
+    for _ in range(200):
+        with service.connect() as bad:
+            bad.sendall(b"\0")
+            assert is_closed(bad)
+    assert service.count(ERRORS, "policyd", "protocol") == 200
+    lines = service.log().splitlines()
+    assert "neither a policy nor a socketmap request, from a Unix socket, connection closed" in lines[0]
+    assert len(lines) <= 1 + time.monotonic() - begun
+
+
+def test_half_sent_request_is_cut_off_after_30_seconds_and_an_idle_connection_is_not(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        worker = Worker(snapshot(tmp_path), Series.create(tmp_path / "policyd-0.series"))
+        clients = []
+        for _ in range(2):
+            client, served = socket.socketpair()
+            client.setblocking(False)
+            await loop.connect_accepted_socket(lambda: Connection(worker), served)
+            await loop.sock_sendall(client, EGRESS)
+            assert await loop.sock_recv(client, 1000) == EGRESS_ANSWER
+            clients.append(client)
+        idle, half = clients
+        await loop.sock_sendall(half, EGRESS + EGRESS[:5])
+        assert await loop.sock_recv(half, 1000) == EGRESS_ANSWER
+        now = time.monotonic()
+        worker.tick(now + 29)
+        await loop.sock_sendall(half, EGRESS[5:8])
+        await loop.sock_sendall(idle, EGRESS)
+        assert await loop.sock_recv(idle, 1000) == EGRESS_ANSWER
+        worker.tick(now + 29)
+        assert len(worker.half_sent) == 1
+        worker.tick(now + 31)
+        assert await loop.sock_recv(half, 1000) == b""
+        await loop.sock_sendall(idle, EGRESS)
+        assert await loop.sock_recv(idle, 1000) == EGRESS_ANSWER
+        assert worker.half_sent == {}
+        idle.close()
+        half.close()
+
+    asyncio.run(scenario())
+
+
+def test_client_that_does_not_read_is_read_from_no_more_until_it_does(service: Service) -> None:
+    with service.connect() as client, service.connect() as other:
+        client.setblocking(False)
+        sent = 0
+        while select.select([], [client], [], 0.5)[1]:
+            sent += client.send((EGRESS * 1000)[sent % len(EGRESS) :])
+            assert sent < 20_000_000
+        ask(other, EGRESS, EGRESS_ANSWER)
+        client.settimeout(20)
+        complete = sent // len(EGRESS)
+        assert read(client, complete * len(EGRESS_ANSWER)) == EGRESS_ANSWER * complete
+
+
+@pytest.fixture
+def descriptors() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 6000:
+        pytest.skip("needs 6,000 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_a_thousand_idle_connections_hold_nobody_up(service: Service) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(service.connect()) for _ in range(1000)]
+        client = stack.enter_context(service.connect())
+        begun = time.monotonic()
+        ask(client, EGRESS * 100, EGRESS_ANSWER * 100)
+        assert time.monotonic() - begun < 5
+        for connection in idle:
+            ask(connection, EGRESS, EGRESS_ANSWER)
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_connection_beyond_5000_is_closed_and_the_others_are_served(service: Service) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(service.connect()) for _ in range(5000)]
+        ask(held[-1], EGRESS, EGRESS_ANSWER)
+        with service.connect() as excess:
+            assert is_closed(excess)
+        ask(held[0], EGRESS, EGRESS_ANSWER)
+    assert "more than 5000 connections in one worker, connection closed" in service.log()
+
+
+# --- faults inside gatepost
+
+
+@pytest.fixture
+def faulty(service: Service) -> Service:
+    """A worker that raises on whatever looks like an SRS address."""
+    service.drain()
+    service.wait()
+    service.start(dataclasses.replace(service.snapshot, exchange=None))  # type: ignore[arg-type]
+    return service
+
+
+def test_fault_in_a_map_is_temp_logged_counted_and_over(faulty: Service) -> None:
+    with faulty.connect() as client:
+        ask(client, netstring(b"reverse " + srs(faulty.snapshot)), netstring(b"TEMP gatepost: internal error"))
+        ask(client, netstring(b"reverse john@contoso.com"), netstring(b"NOTFOUND "))
+    assert "error: internal error in a map look-up\n" in faulty.log()
+    assert "AttributeError" in faulty.log()
+    assert faulty.count(ERRORS, "policyd", "socketmap") == 1
+
+
+def test_fault_in_a_policy_request_closes_without_an_answer_to_it(faulty: Service) -> None:
+    with faulty.connect() as client, faulty.connect() as other:
+        client.sendall(RCPT + RCPT.replace(b"john@contoso.com", srs(faulty.snapshot)) + RCPT)
+        assert read(client, 1000) == DUNNO
+        ask(other, RCPT, DUNNO)
+    assert faulty.count(ERRORS, "policyd", "policy") == 1
+
+
+# --- drain
+
+
+def test_drain_closes_idle_connections_leaves_the_socket_file_and_returns(service: Service) -> None:
+    path = service.snapshot.config.policyd.listen[0].path
+    with service.connect() as idle, service.connect(1) as used:
+        ask(idle, EGRESS, EGRESS_ANSWER)
+        ask(used, RCPT, DUNNO)
+        service.drain()
+        assert is_closed(idle)
+        assert is_closed(used)
+        assert service.wait() == 0
+    assert os.path.exists(path)
+
+
+def test_drain_answers_every_request_that_was_sent_before_it(service: Service) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(service.connect(number % 2)) for number in range(200)]
+        for client in clients:
+            ask(client, EGRESS, EGRESS_ANSWER)
+        for client in clients:
+            client.sendall(EGRESS)
+        service.drain()
+        assert [read(client, 1000) for client in clients] == [EGRESS_ANSWER] * 200
+        assert service.wait() == 0
+
+
+def test_drain_waits_for_the_rest_of_a_request_and_answers_it(service: Service) -> None:
+    with service.connect() as idle, service.connect() as half:
+        ask(idle, EGRESS, EGRESS_ANSWER)
+        ask(half, EGRESS, EGRESS_ANSWER)
+        half.sendall(EGRESS[:5])
+        service.drain()
+        assert is_closed(idle)
+        half.sendall(EGRESS[5:])
+        assert read(half, 1000) == EGRESS_ANSWER
+        assert service.wait() == 0
+
+
+def test_drain_ends_within_seconds_though_a_request_stays_half_sent(service: Service) -> None:
+    with service.connect() as half:
+        ask(half, EGRESS, EGRESS_ANSWER)
+        half.sendall(EGRESS[:5])
+        begun = time.monotonic()
+        service.drain()
+        assert service.wait() == 0
+        assert time.monotonic() - begun < 7
+        assert is_closed(half)
+
+
+def test_rolling_replacement_under_load_loses_no_request_of_a_client_that_tries_twice(
+    service: Service,
+) -> None:
+    def asked(number: int) -> None:
+        for attempt in range(2):  # a connection that was closed while idle: Postfix opens another
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                clients[number].sendall(EGRESS)
+                answer = read(clients[number], len(EGRESS_ANSWER))
+                if answer == EGRESS_ANSWER:
+                    return
+                assert answer == b""
+            assert attempt == 0
+            clients[number].close()
+            clients[number] = service.connect(number % 2)
+
+    clients = [service.connect(number % 2) for number in range(20)]
+    for generation in range(3):
+        service.start()
+        service.drain(generation)
+        while os.waitpid(service.workers[generation], os.WNOHANG) == (0, 0):
+            for number in range(20):
+                asked(number)
+        service.workers[generation] = 0
+        for number in range(20):
+            asked(number)
+    for client in clients:
+        client.close()
+
+
+def test_worker_shows_that_it_is_ready_and_alive(service: Service) -> None:
+    with service.connect() as client:
+        ask(client, EGRESS, EGRESS_ANSWER)
+    series = Series.attach(service.folder / "policyd-0.series")
+    assert series.ready
+    before = series.heartbeat
+    until(lambda: series.heartbeat > before)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""pymilter and libmilter on one side, `Session` on the other; the socket, the worker and its drain.
+
+libmilter runs a session's callbacks on changing threads, one at a time. Only the C module is used: pymilter's own
+Milter.Base undoes every negotiated flag on Python 3 once a macro list is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Optional, cast
+
+import milter
+from gatepost.milter.session import FAULT, Reply, Session
+from gatepost.relay import RuleSet
+from gatepost.service import log, metrics
+from gatepost.service.config import Config, Listen
+from gatepost.service.hops import Hops
+from gatepost.service.listeners import clear_stale, narrow_umask, remove
+from gatepost.service.series import Series
+from gatepost.service.snapshot import Snapshot
+
+MACROS = {
+    milter.M_CONNECT: "j {daemon_name}",
+    milter.M_HELO: "",
+    milter.M_ENVFROM: "i {auth_authen} {cert_subject} {cert_issuer} {mail_addr}",
+    milter.M_ENVRCPT: "i",
+    milter.M_DATA: "i",
+    milter.M_EOM: "i",
+}
+QUIET = milter.P_NR_CONN | milter.P_NR_HELO | milter.P_NR_MAIL | milter.P_NR_HDR
+"""Stages that decide nothing: no answer, so the MTA need not wait for one."""
+UNUSED = milter.P_NOBODY | milter.P_NOUNKNOWN
+TIMEOUT_S = 7210  # libmilter looks at it every 600 s only; Postfix' own time limits are the shorter ones
+BEAT_S = 0.25
+DRAIN_S = 20.0
+Context = Any  # pymilter's milterContext has no type of its own
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What the callbacks of a worker process share."""
+
+    snapshot: Snapshot
+    series: Series
+    hops: Hops
+
+
+class MilterDaemon:
+    """The milter as the supervisor runs it: the socket in the parent, libmilter in each worker."""
+
+    name = "milter"
+    silence_s = 5.0
+
+    def __init__(self, listen: Listen) -> None:
+        self._listen = listen
+        self._descriptor = -1
+        self._active = 0
+        self._lock = threading.Lock()
+        self._worker: Optional[_Worker] = None
+
+    def workers(self, config: Config) -> int:
+        return config.milter.workers
+
+    def open(self) -> None:
+        """Open libmilter's socket, before any thread or fork. Raises OSError."""
+        if self._listen.path:
+            clear_stale(self._listen.path)
+        self._register()
+        before = _open_sockets()
+        with narrow_umask():
+            try:
+                milter.opensocket(False)
+            except milter.error as error:
+                raise OSError(f"{self._listen}: cannot listen: {error}") from error
+        (self._descriptor,) = _open_sockets() - before  # libmilter does not tell
+        os.set_blocking(self._descriptor, False)  # else a worker that lost the race for a connection hangs in accept
+        if not self._listen.path:
+            with socket.socket(fileno=os.dup(self._descriptor)) as listener:
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+
+    def close(self) -> None:
+        remove(self._listen)
+
+    def _register(self) -> None:
+        milter.set_connect_callback(self._quiet("connect", _connect))
+        milter.set_helo_callback(self._quiet("helo", lambda session, name: None))
+        milter.set_envfrom_callback(self._quiet("mail", lambda session, path, *_: session.mail(_text(path))))
+        milter.set_envrcpt_callback(self._answered("rcpt", _rcpt))
+        milter.set_header_callback(self._quiet("header", _header))
+        milter.set_eoh_callback(self._answered("eoh", lambda session: session.eoh()))
+        milter.set_eom_callback(self._eom)
+        milter.set_abort_callback(self._quiet("abort", lambda session: session.abort()))
+        milter.set_close_callback(self._close)
+        milter.setconn(self._listen.libmilter)
+        milter.settimeout(TIMEOUT_S)
+        # pymilter decodes HELO and header names strictly, and its other policies answer a failure even where no answer
+        # is awaited, which leaves the MTA waiting for the end of the message. No callback of ours raises anything.
+        milter.set_exception_policy(milter.CONTINUE)
+        # DATA is answered although nothing is decided there: else Nagle's algorithm on Postfix' side stalls 40 ms.
+        milter.register("gatepost", data=lambda ctx: milter.CONTINUE, negotiate=self._negotiate)
+
+    def _negotiate(self, ctx: Context, options: list[int]) -> int:
+        """Begin a connection: take only the stages and macros that are needed of those that the MTA offers."""
+        worker = self._worker
+        if worker is None:
+            return int(milter.REJECT)
+        config = worker.snapshot.config
+        legacy = config.relay.requirements is RuleSet.LEGACY
+        wanted = QUIET | UNUSED
+        if not legacy:
+            wanted |= milter.P_NOEOH
+        if not legacy and config.egress is None:
+            wanted |= milter.P_NOHDRS
+        options[0] &= milter.CHGFROM
+        options[1] &= wanted
+        options[2] = options[3] = 0
+        for stage, names in MACROS.items():
+            ctx.setsymlist(stage, names)
+        ctx.setpriv(Session(worker.snapshot, worker.hops, worker.series, _macros(ctx), time.time))
+        with self._lock:
+            self._active += 1
+        return int(milter.CONTINUE)
+
+    def _close(self, ctx: Context) -> int:
+        ctx.setpriv(None)  # the session holds the context, too
+        with self._lock:
+            self._active -= 1
+        return int(milter.CONTINUE)
+
+    def _quiet(self, stage: str, call: Callable[..., None]) -> Callable[..., int]:
+        """Return the callback for a stage without an answer; a fault in it is answered at a later one."""
+
+        def callback(ctx: Context, *arguments: Any) -> int:
+            self._guarded(stage, ctx, call, arguments)
+            return int(milter.NOREPLY)
+
+        return callback
+
+    def _answered(self, stage: str, call: Callable[..., Optional[Reply]]) -> Callable[..., int]:
+        def callback(ctx: Context, *arguments: Any) -> int:
+            return self._guarded(stage, ctx, call, arguments)
+
+        return callback
+
+    def _eom(self, ctx: Context) -> int:
+        def change_sender(address: str) -> None:
+            ctx.chgfrom(f"<{address}>")
+
+        return self._guarded("eom", ctx, Session.eom, (change_sender,))
+
+    def _guarded(
+        self, stage: str, ctx: Context, call: Callable[..., Optional[Reply]], arguments: tuple[Any, ...]
+    ) -> int:
+        """Call one stage of the session and return libmilter's status.
+
+        Raises nothing: a fault of ours is logged, counted, and puts the message off.
+        """
+        try:
+            worker = cast(_Worker, self._worker)
+            session: Session = ctx.getpriv()
+            began = time.perf_counter()
+            reply: Optional[Reply] = FAULT
+            try:
+                reply = call(session, *arguments)
+            except Exception as error:  # noqa: BLE001  the outermost shell
+                session.fail()
+                worker.series.add(metrics.ERRORS, ("milter", "internal"))
+                log.fault(f"milter: {stage}: internal error, the message is put off", error)
+            worker.series.observe(metrics.STAGE_DURATION, (stage,), time.perf_counter() - began)
+            if reply is None:
+                return int(milter.CONTINUE)
+            ctx.setreply(str(reply.code), reply.status, reply.text)
+            return int(milter.TEMPFAIL if reply.code < 500 else milter.REJECT)
+        except BaseException as error:  # noqa: BLE001  see exception_policy
+            log.fault(f"milter: {stage}: internal error, the message is put off", error)
+            return int(milter.TEMPFAIL)
+
+    def serve(self, snapshot: Snapshot, series: Series) -> None:
+        """Run libmilter in this process until SIGUSR1 has drained it."""
+        self._worker = _Worker(snapshot, series, Hops(snapshot.config.state_directory / "hops"))
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+        sys.excepthook = lambda kind, error, _: log.warning(f"skipped what pymilter can't decode: {error}")
+        running = threading.Thread(target=milter.main, daemon=True)
+        running.start()
+        series.ready = True
+        while running.is_alive():
+            series.beat(time.monotonic())
+            if signal.sigtimedwait({signal.SIGUSR1}, BEAT_S):
+                self._drain(series)
+                return
+        raise RuntimeError("libmilter has stopped")
+
+    def _drain(self, series: Series) -> None:
+        """Accept no more, let the sessions under way finish. milter.stop() would unlink the shared socket."""
+        nobody = socket.socket(socket.AF_UNIX)
+        nobody.bind("")  # an abstract address that nobody knows
+        nobody.listen(1)
+        nobody.setblocking(False)
+        os.dup2(nobody.fileno(), self._descriptor)
+        end = time.monotonic() + DRAIN_S
+        # A connection accepted just before has not been negotiated yet: two looks at an idle worker, a beat apart.
+        idle_looks = 0
+        while idle_looks < 2 and time.monotonic() < end:
+            series.beat(time.monotonic())
+            time.sleep(0.05)
+            idle_looks = idle_looks + 1 if self._active == 0 else 0
+
+
+def _connect(session: Session, name: str, family: int, address: Any) -> None:
+    known = isinstance(address, tuple)
+    session.connect(address[0] if known else None, address[1] if known else -1)
+
+
+def _rcpt(session: Session, path: bytes, *parameters: bytes) -> Optional[Reply]:
+    return session.rcpt(_text(path), [_text(parameter) for parameter in parameters])
+
+
+def _header(session: Session, name: str, value: bytes) -> None:
+    session.header(name, _text(value))
+
+
+def _macros(ctx: Context) -> Callable[[str], str]:
+    def macro(name: str) -> str:
+        try:
+            return ctx.getsymval(name) or ""
+        except UnicodeDecodeError:  # pymilter decodes strictly; what is not UTF-8 is no name that counts
+            return ""
+
+    return macro
+
+
+def _text(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def _open_sockets() -> set[int]:
+    return {descriptor for descriptor in map(int, os.listdir("/proc/self/fd")) if _is_socket(descriptor)}
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(descriptor).st_mode)
+    except OSError:
+        return False

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Domain names in the one form that everything is compared in: A-labels, lower case, no trailing dot."""
+
+from __future__ import annotations
+
+import re
+from typing import Optional
+
+MAX_DOMAIN = 253
+"""Longest domain name in characters (RFC 1035, 2.3.4, without the root label)."""
+
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_is_domain = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
+
+
+def normalize_domain(text: str) -> Optional[str]:
+    """Return *text* as a domain name in normal form; None where it is none.
+
+    U-labels become A-labels (IDNA 2003). Underscores pass, for real hosts have them. An address literal, a
+    bare IP address, white space around a name and an empty label make it no domain name.
+    """
+    if len(text) > MAX_DOMAIN + 1:  # before the idna codec, which is slow on long text
+        return None
+    if not text.isascii():
+        try:
+            text = text.encode("idna").decode("ascii")
+        except UnicodeError:
+            return None
+    domain = text.lower()
+    if domain.endswith("."):
+        domain = domain[:-1]
+    if len(domain) > MAX_DOMAIN or not _is_domain(domain) or domain.rpartition(".")[2].isdigit():
+        return None
+    return domain
+
+
+def domain_of(address: str) -> Optional[str]:
+    """Return the domain of the addr-spec *address* in normal form; None where it has none."""
+    _, at, domain = address.rpartition("@")
+    return normalize_domain(domain) if at else None
+
+
+def certificate_domain(name: str) -> Optional[str]:
+    """Return the domain that the certificate name *name* stands for: `*.contoso.com` is contoso.com (R9)."""
+    return normalize_domain(name[2:] if name.startswith("*.") else name)
+
+
+def parent(domain: str) -> str:
+    """Return the domain one label up, "" above a top-level domain."""
+    return domain.partition(".")[2]

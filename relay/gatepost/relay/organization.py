@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Organisations as they are configured: accepted domains and inbound connectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Network, IPv6Network
+from typing import Optional, Union
+
+Network = Union[IPv4Network, IPv6Network]
+
+
+class DomainType(Enum):
+    """Type of an accepted domain; the relay rule treats all three alike."""
+
+    AUTHORITATIVE = "Authoritative"
+    INTERNAL_RELAY = "InternalRelay"
+    EXTERNAL_RELAY = "ExternalRelay"
+
+
+@dataclass(frozen=True)
+class AcceptedDomain:
+    """A domain of an organisation, in normal form. match_subdomains: its subdomains too (R4)."""
+
+    domain: str
+    type: DomainType = DomainType.AUTHORITATIVE
+    default: bool = False
+    match_subdomains: bool = False
+
+
+@dataclass(frozen=True)
+class Connector:
+    """An inbound connector of type OnPremises; a client matches it by address or by certificate name.
+
+    tls_sender_certificate_name: a domain in normal form, or `*.` and one for it and all its subdomains (R8).
+    associated_accepted_domains: where not empty, the connector counts for these accepted domains only (R11).
+    """
+
+    name: str
+    sender_ip_addresses: tuple[Network, ...] = ()
+    tls_sender_certificate_name: Optional[str] = None
+    enabled: bool = True
+    associated_accepted_domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Organization:
+    """A tenant, known by its *name*."""
+
+    name: str
+    accepted_domains: tuple[AcceptedDomain, ...]
+    connectors: tuple[Connector, ...] = ()
+
+    @property
+    def default_domain(self) -> str:
+        """The accepted domain with default set, else the first one. An organisation has at least one."""
+        for accepted_domain in self.accepted_domains:
+            if accepted_domain.default:
+                return accepted_domain.domain
+        return self.accepted_domains[0].domain

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What an administrator reads about a verdict: section 5 of the facts, in literal sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_network
+from typing import Optional
+
+from gatepost.relay import (
+    AcceptedDomain,
+    Connector,
+    DomainType,
+    Explanation,
+    Mail,
+    Organization,
+    Rules,
+    RuleSet,
+    attribute,
+    domain_of,
+    explain,
+)
+
+HOSTER = Connector("hoster", (ip_network("198.51.100.7/32"),))
+CONTOSO = Organization(
+    "contoso",
+    (
+        AcceptedDomain("contoso.com", default=True),
+        AcceptedDomain("corp.contoso.com", DomainType.INTERNAL_RELAY, match_subdomains=True),
+    ),
+    (
+        Connector("head office", (ip_network("192.0.2.0/28"),)),
+        Connector("crm", tls_sender_certificate_name="*.contoso.com"),
+        Connector("old", (ip_network("192.0.2.64/28"),), enabled=False),
+        Connector("lab", (ip_network("192.0.2.32/28"),), associated_accepted_domains=("corp.contoso.com",)),
+    ),
+)
+FABRIKAM = Organization("fabrikam", (AcceptedDomain("fabrikam.com"),), (HOSTER,))
+TAILSPIN = Organization("tailspin", (AcceptedDomain("tailspin.com"),), (HOSTER,))
+RULES = Rules([CONTOSO, FABRIKAM, TAILSPIN], local_domains=["hub.example"])
+STRICT_RULES = Rules([CONTOSO], subdomains_relay=False)
+
+OUTSIDE = "Recipient domain gmail.com is no accepted domain and none of relay.local_domains: this is relay."
+
+
+def words(
+    ip: Optional[str],
+    p1: str,
+    p2: Sequence[str] = (),
+    *,
+    names: Sequence[str] = (),
+    rcpt: str = "ann@gmail.com",
+    rule_set: RuleSet = RuleSet.CURRENT,
+    rules: Rules = RULES,
+    authenticated: bool = False,
+    local: bool = False,
+) -> Explanation:
+    client, mail = rules.client(ip, names, authenticated=authenticated, local=local), Mail(p1, tuple(p2))
+    verdict = attribute(client, mail, domain_of(rcpt), rules, rule_set)
+    return explain(verdict, client, mail, rcpt, rule_set)
+
+
+def test_relayed_by_p1_and_address() -> None:
+    assert words("192.0.2.5", "bob@contoso.com", ["bob@contoso.com"]) == Explanation(
+        decision='Relayed for contoso: P1 is accepted and connector "head office" matches the client.',
+        p1="bob@contoso.com: contoso.com is an accepted domain of contoso",
+        p2="bob@contoso.com: contoso.com is an accepted domain of contoso (P2 does not count since 2023-11-01)",
+        steps=(
+            OUTSIDE,
+            "P1 domain contoso.com is an accepted domain of contoso: condition 1 holds.",
+            'Address 192.0.2.5 matches connector "head office" of contoso by sender_ip_addresses 192.0.2.0/28: '
+            "condition 2 holds.",
+        ),
+        failed="",
+        remedies=(),
+    )
+
+
+def test_foreign_p1_with_an_accepted_p2_was_let_through_before_2023_11_01() -> None:
+    assert words("192.0.2.5", "app@vendor.example", ["sales@contoso.com"]) == Explanation(
+        decision="Refused: ann@gmail.com is outside, and neither certificate nor P1 is in an accepted domain.",
+        p1="app@vendor.example: vendor.example is no accepted domain",
+        p2="sales@contoso.com: contoso.com is an accepted domain of contoso "
+        "(P2 let this message through before 2023-11-01; it does not count any more)",
+        steps=(
+            OUTSIDE,
+            "P1 domain vendor.example is no accepted domain: condition 1 fails.",
+            'Address 192.0.2.5 matches connector "head office" of contoso by sender_ip_addresses 192.0.2.0/28: '
+            "condition 2 holds.",
+        ),
+        failed="Condition 1 failed: the P1 domain vendor.example is not accepted, and the client presented no "
+        'trusted certificate. Condition 2 holds: connector "head office" of contoso matches the client. '
+        "Before 2023-11-01 its P2 alone would have let it through.",
+        remedies=(
+            'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" '
+            "under organization[contoso].",
+            "Let the application use an accepted P1, such as one in contoso.com.",
+            "Or let the client present a trusted certificate with a name in an accepted domain, such as "
+            "mail.contoso.com (self-signed is as good as none).",
+            "Where the application cannot change its P1, let SRS on the host before this one rewrite it into an "
+            "address in contoso.com.",
+        ),
+    )
+
+
+def test_null_sender_without_certificate_is_told_that_only_a_certificate_helps() -> None:
+    explanation = words("192.0.2.5", "")
+    assert explanation.decision == (
+        "Refused: ann@gmail.com is outside, and mail with a null sender needs a certificate in an accepted domain."
+    )
+    assert explanation.p1 == "<>: the null sender, which is in no accepted domain"
+    assert explanation.p2 == "none seen"
+    assert explanation.steps[1] == "P1 is the null sender <>, which is in no accepted domain: condition 1 fails."
+    assert explanation.failed == (
+        "Condition 1 failed: a null sender never counts as P1, and the client presented no trusted certificate. "
+        'Condition 2 holds: connector "head office" of contoso matches the client.'
+    )
+    assert explanation.remedies == (
+        "Send null-sender mail (NDRs, automatic replies) to outside over a connection with a trusted certificate "
+        "whose name is in an accepted domain, such as mail.contoso.com: no P1 or IP address can make up for it.",
+    )
+
+
+def test_null_sender_with_certificate_is_relayed() -> None:
+    explanation = words("203.0.113.9", "", names=["mail.contoso.com"])
+    assert explanation.decision == (
+        'Relayed for contoso: its certificate name is accepted and connector "crm" matches the client.'
+    )
+    assert explanation.steps[1:] == (
+        "Certificate name mail.contoso.com is one label below contoso.com, an accepted domain of contoso: "
+        "condition 1 holds.",
+        'Certificate name mail.contoso.com matches connector "crm" of contoso by tls_sender_certificate_name '
+        "*.contoso.com: condition 2 holds.",
+    )
+
+
+def test_accepted_p1_from_an_unknown_address_is_told_which_connectors_were_compared() -> None:
+    explanation = words("192.0.2.99", "bob@contoso.com")
+    assert explanation.decision == (
+        "Refused: ann@gmail.com is outside, and no enabled connector of contoso matches the client."
+    )
+    assert explanation.steps[-1] == (
+        "No enabled connector of contoso matches address 192.0.2.99 (no trusted certificate) (compared with "
+        '"head office": 192.0.2.0/28, "crm": *.contoso.com, "lab": 192.0.2.32/28): condition 2 fails.'
+    )
+    assert explanation.failed == (
+        "Condition 2 failed: no enabled connector of contoso matches address 192.0.2.99 (no trusted certificate)."
+    )
+    assert explanation.remedies == (
+        'If the client is a host of contoso: add "192.0.2.99" to '
+        "organization[contoso].connector[head office].sender_ip_addresses.",
+        "Or let the client present a trusted certificate that "
+        "organization[contoso].connector[crm].tls_sender_certificate_name matches, *.contoso.com "
+        "(self-signed is as good as none).",
+    )
+
+
+def test_certificate_that_no_connector_names_is_told_the_key_to_change() -> None:
+    assert words("203.0.113.9", "bob@contoso.com", names=["Contoso", "mail.new.example"]).remedies == (
+        'If the client is a host of contoso: add "203.0.113.9" to '
+        "organization[contoso].connector[head office].sender_ip_addresses.",
+        "Or, if the client got a new certificate, set "
+        'organization[contoso].connector[crm].tls_sender_certificate_name = "mail.new.example".',
+    )
+
+
+def test_certificate_where_no_connector_has_a_name_is_told_to_declare_one() -> None:
+    assert words("203.0.113.9", "bob@fabrikam.com", names=["mail.fabrikam.com"]).remedies[1] == (
+        'Or declare [[organization.connector]] tls_sender_certificate_name = "mail.fabrikam.com" '
+        "under organization[fabrikam]."
+    )
+
+
+def test_certificate_name_that_is_no_domain_name_is_said_to_be_none() -> None:
+    assert words("192.0.2.5", "bob@contoso.com", names=["Contoso CRM"]).steps[1] == (
+        'Certificate name "Contoso CRM" is no domain name: condition 1 fails.'
+    )
+
+
+def test_certificate_two_labels_below_is_told_to_declare_the_domain_between() -> None:
+    explanation = words("203.0.113.9", "", names=["host.sub.contoso.com"])
+    assert explanation.steps[1] == (
+        "Certificate name host.sub.contoso.com is no accepted domain, nor is sub.contoso.com, one label up: "
+        "condition 1 fails."
+    )
+    assert explanation.remedies[1] == (
+        'Declare [[organization.accepted_domain]] domain = "sub.contoso.com" under organization[contoso]: '
+        "certificate name host.sub.contoso.com reaches one label up only, not to contoso.com."
+    )
+
+
+def test_disabled_connector_is_told_to_be_enabled() -> None:
+    explanation = words("192.0.2.65", "bob@contoso.com")
+    assert explanation.steps[-1] == (
+        'Connector "old" of contoso covers 192.0.2.65, but is disabled: it does not count.'
+    )
+    assert explanation.remedies[0] == ("Set organization[contoso].connector[old].enabled = true: it covers the client.")
+
+
+def test_connector_limited_to_other_domains_is_told_its_key() -> None:
+    explanation = words("192.0.2.33", "bob@contoso.com")
+    assert explanation.decision == (
+        "Refused: ann@gmail.com is outside, and the matching connector is for other accepted domains."
+    )
+    assert explanation.steps[2:] == (
+        'Address 192.0.2.33 matches connector "lab" of contoso by sender_ip_addresses 192.0.2.32/28.',
+        'Connector "lab" is limited to corp.contoso.com (associated_accepted_domains), and contoso.com is not among '
+        "them: condition 2 fails.",
+    )
+    assert explanation.failed == (
+        'Condition 2 failed: connector "lab" of contoso matches the client, but is limited to corp.contoso.com; '
+        "contoso.com is not among them."
+    )
+    assert explanation.remedies == (
+        'Add "contoso.com" to organization[contoso].connector[lab].associated_accepted_domains, or leave that list '
+        "empty.",
+    )
+
+
+def test_undeclared_subdomain_is_told_that_subdomains_do_not_pass_by_themselves() -> None:
+    assert words("192.0.2.5", "app@web.contoso.com").remedies[0] == (
+        'Declare [[organization.accepted_domain]] domain = "web.contoso.com" under organization[contoso], or set '
+        'match_subdomains = true (with type = "InternalRelay") for contoso.com: a subdomain is not accepted by itself.'
+    )
+
+
+def test_subdomain_that_is_set_not_to_count_is_told_the_setting() -> None:
+    explanation = words("192.0.2.5", "app@web.corp.contoso.com", rules=STRICT_RULES)
+    assert explanation.p1 == (
+        "app@web.corp.contoso.com: web.corp.contoso.com is a subdomain of corp.contoso.com, accepted by contoso, "
+        "which does not count for relay"
+    )
+    assert explanation.steps[1] == (
+        "P1 domain web.corp.contoso.com is a subdomain of corp.contoso.com, which contoso accepts with "
+        "match_subdomains, but relay.subdomains_relay = false keeps it from counting: condition 1 fails."
+    )
+    assert explanation.remedies[0] == (
+        'Declare [[organization.accepted_domain]] domain = "web.corp.contoso.com" under organization[contoso], or set '
+        "relay.subdomains_relay = true, so that subdomains of corp.contoso.com count."
+    )
+
+
+def test_root_at_localhost_is_told_to_get_an_accepted_p1() -> None:
+    assert words("192.0.2.5", "root@localhost").remedies[0] == (
+        "Let the application use an accepted P1, such as one in contoso.com: root@localhost is the kind of sender "
+        "that cron jobs and devices use until they are told one."
+    )
+
+
+def test_p1_without_domain_is_said_to_have_none() -> None:
+    explanation = words("192.0.2.5", "root")
+    assert explanation.p1 == "root: has no domain name"
+    assert explanation.steps[1] == "P1 <root> has no domain name: condition 1 fails."
+
+
+def test_shared_address_is_told_to_use_a_certificate_for_each_organization() -> None:
+    explanation = words("198.51.100.7", "app@vendor.example")
+    assert explanation.steps[-1] == (
+        "Address 198.51.100.7 matches connectors of several organizations, so it names none of them."
+    )
+    assert explanation.remedies[-1] == (
+        "Connectors of several organizations match the client: where an address is shared, give each organization "
+        "a certificate of its own."
+    )
+
+
+def test_stranger_is_told_to_declare_domain_and_connector() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example")
+    assert explanation.steps[-1] == (
+        "No enabled connector of any organization matches address 203.0.113.9 (no trusted certificate): "
+        "condition 2 fails."
+    )
+    assert explanation.remedies == (
+        'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" '
+        "under your organization.",
+        "Let the application use an accepted P1.",
+        "Or let the client present a trusted certificate with a name in an accepted domain, and declare "
+        "[[organization.connector]] tls_sender_certificate_name = that name under your organization.",
+        'The client needs a connector as well: declare [[organization.connector]] sender_ip_addresses = ["203.0.113.9"]'
+        " under your organization.",
+    )
+
+
+def test_legacy_relay_by_p2_is_said_to_be_legacy_only() -> None:
+    explanation = words("192.0.2.5", "app@vendor.example", ["sales@contoso.com"], rule_set=RuleSet.LEGACY)
+    assert explanation.decision == (
+        "Relayed for contoso: P2 alone, which counts under the rule set legacy only, is accepted and connector "
+        '"head office" matches the client.'
+    )
+    assert explanation.p2 == (
+        "sales@contoso.com: contoso.com is an accepted domain of contoso (P2 counts under the rule set legacy only)"
+    )
+    assert explanation.remedies[1] == "Let the application use an accepted P1, such as one in contoso.com."
+
+
+def test_legacy_refusal_names_p2_too() -> None:
+    explanation = words("192.0.2.5", "a@vendor.example", ["b@vendor.example"], rule_set=RuleSet.LEGACY)
+    assert explanation.decision == (
+        "Refused: ann@gmail.com is outside, and neither certificate nor P1 nor P2 is in an accepted domain."
+    )
+    assert explanation.steps[2] == "P2 domain vendor.example is no accepted domain: condition 1 fails."
+
+
+def test_mail_to_an_accepted_domain_is_no_relay() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example", rcpt="bob@contoso.com")
+    assert explanation.decision == (
+        "No relay: bob@contoso.com is a recipient of contoso, so P1 and P2 may be anything."
+    )
+    assert explanation.steps == ("Recipient domain contoso.com is an accepted domain of contoso: no relay.",)
+
+
+def test_mail_to_a_local_domain_is_no_relay() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example", rcpt="bob@hub.example")
+    assert explanation.decision == (
+        "No relay: the domain of bob@hub.example is one of this host's own (relay.local_domains)."
+    )
+    assert explanation.steps == ("Recipient domain hub.example is one of relay.local_domains: no relay.",)
+
+
+def test_authenticated_client_is_said_to_be_exempt() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example", authenticated=True)
+    assert explanation.decision == (
+        "Relayed: the client has authenticated (SASL), which exempts it from the relay rule."
+    )
+    assert explanation.steps[1] == "The client has authenticated (SASL): it is exempt from the relay rule."
+    assert (explanation.failed, explanation.remedies) == ("", ())
+
+
+def test_local_submission_is_said_to_be_exempt() -> None:
+    assert words(None, "root@localhost", local=True).decision == (
+        "Relayed: the message was submitted on this host, which exempts it from the relay rule."
+    )
+
+
+def test_control_characters_of_an_address_do_not_reach_a_terminal() -> None:
+    explanation = words("192.0.2.5", "\x1b[31m\r\n@vendor.example", names=["\udcff"])
+    assert explanation.p1 == "?[31m??@vendor.example: vendor.example is no accepted domain"
+    assert explanation.steps[1] == 'Certificate name "?" is no domain name: condition 1 fails.'
+
+
+def test_long_lists_are_cut_at_five() -> None:
+    names = [f"n{number}.example" for number in range(7)]
+    assert "(n0.example, n1.example, n2.example, n3.example, n4.example and 2 more)" in (
+        words("192.0.2.5", "", names=names).failed
+    )

@@ -240,7 +240,7 @@ def _accepted_domains(table: Table, name: str, owner: dict[str, str]) -> tuple[A
         domains.append(AcceptedDomain(domain, kind, entry.boolean("default", default=False), subdomains))
         entry.close()
     defaults = sum(domain.default for domain in domains)
-    if not domains:
+    if table.is_empty("accepted_domain"):
         table.problem("accepted_domain", f'missing: organization "{name}" has no accepted domain')
     elif defaults != 1 and len(domains) > 1:
         table.problem("accepted_domain", f"{defaults or 'none'} of {len(domains)} have default = true, must be one")

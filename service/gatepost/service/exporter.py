@@ -42,6 +42,8 @@ CONNECTION_S = 10.0
 """No connection lives longer, whatever its client does."""
 _READ_S = 5.0
 _TICK_S = 0.25
+_GRACE_S = 0.05
+DRAIN_S = 2.0
 _PLAIN = [("Content-Type", "text/plain; charset=utf-8")]
 _POINTER = b"gatepost: /metrics for Prometheus, /healthz for a health check\n"
 
@@ -269,6 +271,16 @@ class Server(ThreadingMixIn, WSGIServer):
                 with contextlib.suppress(OSError):
                     request.shutdown(socket.SHUT_RDWR)
 
+    def drain(self) -> None:
+        """Answer what has arrived, for DRAIN_S at most: a scrape that meets a reload must not fail."""
+        end = time.monotonic() + DRAIN_S
+        self.timeout = _GRACE_S
+        idle = False
+        while not idle and time.monotonic() < end:
+            idle = not self._deadlines
+            self.handle_request()
+            idle = idle and not self._deadlines
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log what is our own fault; a client that went away is not."""
         error = sys.exc_info()[1]
@@ -295,3 +307,4 @@ def serve(listen: tuple[str, int], folder: Path, bypass: Path, series: Optional[
             server.hang_up(time.monotonic())
             if series:
                 series.beat(time.monotonic())
+        server.drain()

@@ -28,10 +28,6 @@ DAY_S = 86400
 BOUNCES = "bounces"
 """The mailbox of SRS addresses for relayed mail (S4)."""
 
-REFUSAL = (550, "5.7.64", "TenantAttribution; Relay Access Denied")
-"""Exchange Online's answer, which relay administrators know by heart; a reference in brackets follows it."""
-UNREWRITABLE = (553, "5.1.7", "Sender address is too long or malformed, so it can't be rewritten for relaying")
-
 
 class Bounce(Enum):
     """What a recipient is as an SRS address."""
@@ -102,6 +98,15 @@ def domain_of(address: str) -> Optional[str]:
     return normalize_domain(address.rpartition("@")[2]) if "@" in address else None
 
 
+def routed(address: str) -> bool:
+    """Tell whether *address* may lead elsewhere than its domain says: user%domain@here, host!user@here (RFC 1123)."""
+    local, at, _ = address.rpartition("@")
+    return _ROUTING.search(local if at else address) is not None
+
+
+_ROUTING = re.compile(r"[@%!]")
+
+
 def judge(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, *, headers_seen: bool = False) -> Judgement:
     """Decide on one recipient. *headers_seen*: mail.header_from is complete, nothing is left to wait for."""
     rule_set = snapshot.config.relay.requirements
@@ -118,6 +123,16 @@ def judge(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, *, headers_
     else:
         treatment = _TREATMENT[leaving(snapshot, mail.reverse_path)]
     return Judgement(verdict, enforce, treatment)
+
+
+def together(snapshot: Snapshot, first: Treatment, other: Treatment) -> bool:
+    """Tell whether two recipients may share a message: what the milter decides at its end holds for all of them.
+
+    With an egress hop those that need another sender get it there, each on its own.
+    """
+    if first is other:
+        return True
+    return snapshot.config.egress is not None and Treatment.UNDECIDED not in (first, other)
 
 
 _TREATMENT = {
@@ -193,11 +208,12 @@ def forwarder(snapshot: Snapshot, orcpt: str, rcpt: str) -> Optional[Address]:
 
 
 def decode_xtext(text: str) -> str:
-    """Decode the xtext of ESMTP parameters, in which `+XX` stands for an octet (RFC 3461, 4)."""
-    return _XTEXT.sub(lambda found: chr(int(found[1], 16)), text)
+    """Decode the xtext of ESMTP parameters, in which `+XX` stands for an octet (RFC 3461, 4), here one of UTF-8."""
+    octets = _XTEXT.sub(lambda found: bytes([int(found[1], 16)]), text.encode("utf-8", "surrogateescape"))
+    return octets.decode("utf-8", "surrogateescape")
 
 
-_XTEXT = re.compile(r"\+([0-9A-F]{2})")
+_XTEXT = re.compile(rb"\+([0-9A-F]{2})")
 
 
 def reverse(snapshot: Snapshot, rcpt: str, now: int) -> Reversal:

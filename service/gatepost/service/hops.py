@@ -61,7 +61,8 @@ class Hops:
         for offset in _offsets(key):
             slot = self._read(offset)
             if slot is not None and slot[0] == key:
-                return Hop(slot[1].rstrip(b"\0"), slot[2].rstrip(b"\0").decode("ascii"))
+                organization = slot[1] if any(slot[1]) else b""  # a digest may end with a zero octet
+                return Hop(organization, slot[2].rstrip(b"\0").decode("ascii"))
         return None
 
     def _read(self, offset: int) -> Optional[tuple[bytes, bytes, bytes, float]]:

@@ -21,16 +21,26 @@ def open_listener(listen: Listen) -> socket.socket:
     if listen.path:
         clear_stale(listen.path)
         listener = socket.socket(socket.AF_UNIX)
+    else:
+        listener = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
+    try:
+        _bind(listener, listen)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen: {error.strerror}", str(listen)) from error
+    return listener
+
+
+def _bind(listener: socket.socket, listen: Listen) -> None:
+    if listen.path:
         with narrow_umask():
             listener.bind(listen.path)
     else:
-        listener = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it on Linux
         listener.bind((listen.host, listen.port))
     listener.listen(1024)
     listener.setblocking(False)
-    return listener
 
 
 def clear_stale(path: str) -> None:
@@ -45,8 +55,11 @@ def clear_stale(path: str) -> None:
     if not stat.S_ISSOCK(kind):
         raise OSError(errno.EEXIST, "exists and is no socket", path)
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:  # a live one with a full backlog
+            pass
         except ConnectionRefusedError:
             os.unlink(path)
             return

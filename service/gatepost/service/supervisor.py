@@ -3,7 +3,7 @@
 
 The supervisor has no thread and serves nothing itself. Sockets are opened once and inherited. SIGHUP starts workers
 with the whole new configuration and drains the old ones once those are ready, or keeps the old configuration; SIGTERM
-drains all. A worker that dies or falls silent is replaced.
+drains all, one daemon after the other. A worker that dies or falls silent is replaced.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Daemon(Protocol):
         """Open the listening sockets. Raises OSError."""
 
     def close(self) -> None:
-        """Remove the socket files."""
+        """Close the listening sockets and remove their files, in the supervisor; the second time nothing happens."""
 
-    def serve(self, snapshot: Snapshot, series: Series) -> None:
-        """Run one worker until SIGUSR1, which arrives blocked, has drained it."""
+    def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
+        """Run worker *index*, counted from 0, until SIGUSR1, which arrives blocked, has drained it."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class _Respawn:
 
 
 class Supervisor:
-    """The life of *daemons* under one configuration file. *ready* is called once all workers serve."""
+    """The life of *daemons* under one configuration file; *name* is theirs together, as in `milter+policyd`."""
 
     def __init__(self, config_path: Path, snapshot: Snapshot, daemons: Sequence[Daemon], name: str) -> None:
         self._path = config_path
@@ -84,11 +84,13 @@ class Supervisor:
         self._workers: dict[int, _Worker] = {}
         self._respawns: list[_Respawn] = []
         self._numbers = itertools.count(1)
+        self._names = name.replace("+", " and ")
+        self._changing = f"{self._names} ready"
         self._stopping = False
         self._folder = series_folder(snapshot.config)
 
     def run(self, ready: Callable[[str], None]) -> None:
-        """Serve until SIGTERM or SIGINT. Raises OSError where a socket can't be opened."""
+        """Serve until SIGTERM or SIGINT; *ready* takes states of sd_notify(3). Raises OSError without a socket."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED | {signal.SIGUSR1})
         opened: list[Daemon] = []
         try:
@@ -99,10 +101,10 @@ class Supervisor:
             for daemon in self._daemons:
                 self._start(daemon)
             self._serve(ready)
+            self._clear_series()  # only here: where a socket is taken, the files may be another supervisor's
         finally:
             for daemon in opened:
                 daemon.close()
-            self._clear_series()
 
     def _clear_series(self) -> None:
         for name in (*(daemon.name for daemon in self._daemons), f"supervisor.{self._name}"):
@@ -137,29 +139,43 @@ class Supervisor:
         self._workers[pid] = worker
 
     def _serve(self, ready: Callable[[str], None]) -> None:
-        announced = False
         while self._workers or self._respawns:
             caught = signal.sigtimedwait(_WATCHED, _TICK_S)
             number = caught.si_signo if caught else 0
             if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
+                log.info(f"{self._names} draining")
                 ready("STOPPING=1")
                 self._stop()
             elif number == signal.SIGHUP and not self._stopping:
                 ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
                 self._reload()
-                ready("READY=1")
+                if not self._changing:
+                    ready("READY=1")
             self._reap()
             self._watch()
             self._show()
-            if not announced and not self._stopping and all(item.series.ready for item in self._workers.values()):
-                announced = True
+            if self._changing and not self._stopping and self._all_ready():
+                log.info(self._changing)
+                self._changing = ""
                 ready("READY=1")
+
+    def _all_ready(self) -> bool:
+        """Tell whether all workers with the configuration in force accept connections, and no others do."""
+        return not self._respawns and all(item.series.ready != item.replaced for item in self._workers.values())
 
     def _stop(self) -> None:
         self._stopping = True
         self._respawns.clear()
-        for pid, worker in self._workers.items():
-            self._drain(pid, worker)
+
+    def _drain_next(self) -> None:
+        """Drain one daemon after the other, in order: a message in the milter still needs policyd's answers."""
+        for daemon in self._daemons:
+            workers = [(pid, worker) for pid, worker in self._workers.items() if worker.daemon is daemon]
+            if workers:
+                daemon.close()  # else connections that nobody accepts would wait until the end
+                for pid, worker in workers:
+                    self._drain(pid, worker)
+                return
 
     def _drain(self, pid: int, worker: _Worker) -> None:
         if worker.drain_by == float("inf"):
@@ -177,6 +193,7 @@ class Supervisor:
             self._count_reload("kept")
             return
         self._snapshot = snapshot
+        self._changing = "configuration reloaded"
         self._respawns.clear()
         for worker in self._workers.values():
             worker.replaced = True
@@ -185,7 +202,6 @@ class Supervisor:
         self._count_reload("loaded")
         for warning in snapshot.config.warnings:
             log.warning(warning)
-        log.info("configuration reloaded")
 
     def _count_reload(self, result: str) -> None:
         self._series.add(metrics.RELOADS, (self._name, result))
@@ -217,6 +233,8 @@ class Supervisor:
         for respawn in [item for item in self._respawns if item.due <= now]:
             self._respawns.remove(respawn)
             self._fork(respawn.daemon, respawn.index)
+        if self._stopping:
+            self._drain_next()
         for pid, worker in self._workers.items():
             if worker.killed:
                 continue
@@ -291,7 +309,7 @@ def _work(worker: _Worker, parent: int) -> NoReturn:
             os._exit(1)
         log.name_process(worker.daemon.name)
         worker.series.beat(time.monotonic())
-        worker.daemon.serve(worker.snapshot, worker.series)
+        worker.daemon.serve(worker.snapshot, worker.series, worker.index)
         status = 0
     except Exception as error:  # noqa: BLE001  the outermost shell
         log.fault(f"{worker.daemon.name} worker stopped", error)

@@ -57,6 +57,10 @@ class Table:
         self._known.add(name)
         return self._raw.get(name)
 
+    def is_empty(self, name: str) -> bool:
+        """Tell whether *name* is absent or an empty list."""
+        return self._raw.get(name, []) == []
+
     def string(
         self, name: str, default: Optional[str] = None, *, allowed: Sequence[str] = (), may_be_empty: bool = False
     ) -> str:

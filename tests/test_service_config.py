@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the configuration loader takes, fills in, warns of and refuses, message by message."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from gatepost.relay import AcceptedDomain, Connector, DomainType, RuleSet
+from gatepost.service.config import Config, EgressConfig, Listen, Mode, load
+from gatepost.service.snapshot import ensure_secret, load_snapshot, read_keys
+from gatepost.service.tables import ConfigError
+
+CONTOSO = """
+[[organization]]
+name = "contoso"
+[[organization.accepted_domain]]
+domain = "contoso.com"
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "gatepost.toml"
+
+
+def read(file: Path, text: str) -> Config:
+    file.write_text(text, encoding="utf-8")
+    return load(file)
+
+
+def problems(file: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        read(file, text)
+    return list(caught.value.problems)
+
+
+def test_the_defaults_are_those_of_the_manual(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    config = read(file, "")
+    assert config.organizations == {}
+    assert config.state_directory == Path("/var/lib/gatepost")
+    assert config.relay.requirements is RuleSet.CURRENT
+    assert config.relay.mode is Mode.MONITOR
+    assert config.relay.enforced_by == "milter"
+    assert config.relay.local_domains == ()
+    assert config.relay.subdomains_relay
+    assert config.relay.exempt == ("authenticated", "local")
+    assert config.srs.secret_file == Path("/var/lib/gatepost/srs.secret")
+    assert (config.srs.hash_length, config.srs.validity_days) == (8, 21)
+    assert config.milter.listen == Listen(path="/var/spool/postfix/gatepost/milter.sock")
+    assert config.policyd.listen == (Listen(path="/var/spool/postfix/gatepost/policyd.sock"),)
+    assert (config.milter.workers, config.policyd.workers, config.policyd.reverse) == (2, 2, "map")
+    assert config.egress is None
+    assert config.metrics == Listen(host="127.0.0.1", port=9797)
+    assert config.warnings == ()
+
+
+def test_every_key_is_taken(file: Path) -> None:
+    config = read(
+        file,
+        """
+        state_directory = "/srv/gatepost"
+        [[organization]]
+        name = "contoso"
+        mode = "enforce"
+        srs_domain = "SRS.contoso.com"
+        [[organization.accepted_domain]]
+        domain = "Contoso.COM."
+        default = true
+        [[organization.accepted_domain]]
+        domain = "corp.contoso.com"
+        type = "InternalRelay"
+        match_subdomains = true
+        [[organization.connector]]
+        name = "office"
+        sender_ip_addresses = ["192.0.2.1", "192.0.2.77/28"]
+        tls_sender_certificate_name = "*.Contoso.com"
+        enabled = false
+        associated_accepted_domains = ["contoso.com"]
+        [relay]
+        requirements = "legacy"
+        mode = "monitor"
+        local_domains = ["mx.contoso.net"]
+        subdomains_relay = false
+        exempt = []
+        [srs]
+        secret_file = "/etc/gatepost/srs.secret"
+        hash_length = 5
+        validity_days = 1000
+        [milter]
+        listen = "inet:[::1]:10040"
+        workers = 4
+        [policyd]
+        listen = ["unix:/run/policyd.sock", "inet:127.0.0.1:10041"]
+        workers = 1
+        reverse = "redirect"
+        [egress]
+        transport = "out:[127.0.0.1]:10099"
+        daemon_name = "out"
+        [metrics]
+        listen = ""
+        """,
+    )
+    organization = config.organizations["contoso"]
+    assert organization.accepted_domains == (
+        AcceptedDomain("contoso.com", default=True),
+        AcceptedDomain("corp.contoso.com", DomainType.INTERNAL_RELAY, match_subdomains=True),
+    )
+    assert organization.connectors == (
+        Connector(
+            "office", (ip_network("192.0.2.1"), ip_network("192.0.2.64/28")), "*.contoso.com", False, ("contoso.com",)
+        ),
+    )
+    assert config.settings["contoso"].mode is Mode.ENFORCE
+    assert config.settings["contoso"].srs_domain == "srs.contoso.com"
+    assert config.relay.requirements is RuleSet.LEGACY
+    assert config.relay.exempt == ()
+    assert config.srs.secret_file == Path("/etc/gatepost/srs.secret")
+    assert str(config.milter.listen) == "inet:[::1]:10040"
+    assert config.policyd.listen == (Listen(path="/run/policyd.sock"), Listen(host="127.0.0.1", port=10041))
+    assert config.egress == EgressConfig("out:[127.0.0.1]:10099", "out")
+    assert config.metrics is None
+
+
+def test_an_organization_has_the_mode_of_relay_unless_it_sets_its_own(file: Path) -> None:
+    config = read(file, CONTOSO + '[relay]\nmode = "enforce"\n')
+    assert config.settings["contoso"].mode is Mode.ENFORCE
+
+
+def test_a_relative_secret_file_lies_in_the_state_directory(file: Path) -> None:
+    config = read(file, 'state_directory = "/srv/gatepost"\n[srs]\nsecret_file = "keys/srs"\n')
+    assert config.srs.secret_file == Path("/srv/gatepost/keys/srs")
+
+
+def test_systemd_names_the_state_directory(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/other")
+    assert read(file, "").state_directory == Path("/var/lib/other")
+
+
+def test_a_u_label_domain_is_taken_as_a_label(file: Path) -> None:
+    config = read(file, CONTOSO.replace("contoso.com", "Bücher.example"))
+    assert config.organizations["contoso"].default_domain == "xn--bcher-kva.example"
+
+
+def test_one_string_is_taken_for_a_list_of_one(file: Path) -> None:
+    assert read(file, '[policyd]\nlisten = "inet:127.0.0.1:1"\n').policyd.listen == (Listen(host="127.0.0.1", port=1),)
+
+
+def test_what_exchange_online_would_not_take_is_a_warning(file: Path) -> None:
+    config = read(
+        file,
+        CONTOSO
+        + """
+        match_subdomains = true
+        [[organization.connector]]
+        name = "office"
+        sender_ip_addresses = ["192.0.2.1", "10.0.0.0/8", "2001:db8::1"]
+        """,
+    )
+    assert config.warnings == (
+        "gatepost.toml: organization[0].accepted_domain[0].match_subdomains: "
+        'Exchange Online takes it with type = "InternalRelay" only',
+        "gatepost.toml: organization[0].connector[0].sender_ip_addresses[1]: "
+        'Exchange Online does not take "10.0.0.0/8": IPv4, /24 to /32 (R7)',
+        "gatepost.toml: organization[0].connector[0].sender_ip_addresses[2]: "
+        'Exchange Online does not take "2001:db8::1": IPv4, /24 to /32 (R7)',
+    )
+
+
+SECOND_DOMAIN = '[[organization.accepted_domain]]\ndomain = "contoso.net"\n'
+CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[relay]\nrequirments = "legacy"', 'relay.requirments: unknown key, did you mean "requirements"?'),
+        ("colour = 1", "colour: unknown key"),
+        ("relay = 1", "relay: 1 is not a table; write [relay]"),
+        (
+            'organization = ["contoso"]',
+            'organization: ["contoso"] is not a list of tables; write [[organization]]',
+        ),
+        (
+            '[organization]\nname = "contoso"',
+            "organization: a table is not a list of tables; write [[organization]]",
+        ),
+        (
+            '[[organization]]\nname = "contoso"\naccepted_domain = ["contoso.com"]',
+            'organization[0].accepted_domain: ["contoso.com"] is not a list of tables; '
+            "write [[organization.accepted_domain]]",
+        ),
+        ("[srs]\nhash_length = 4", "srs.hash_length: 4 is not in the range 5 to 52"),
+        ('[srs]\nhash_length = "8"', 'srs.hash_length: "8" is not a whole number'),
+        ("[srs]\nvalidity_days = true", "srs.validity_days: true is not a whole number"),
+        ("[srs]\nsecret_file = 1", "srs.secret_file: 1 is not a string"),
+        ('[srs]\nsecret_file = ""', 'srs.secret_file: "" is empty'),
+        ("[relay]\nsubdomains_relay = 1", "relay.subdomains_relay: 1 is neither true nor false"),
+        (
+            '[relay]\nmode = "enforced"',
+            'relay.mode: "enforced" is not one of "monitor", "enforce", did you mean "enforce"?',
+        ),
+        (
+            '[relay]\nrequirements = "2023"',
+            'relay.requirements: "2023" is not one of "2023-11-01", "legacy"',
+        ),
+        (
+            '[relay]\nexempt = ["authentcated"]',
+            'relay.exempt[0]: "authentcated" is not one of "authenticated", "local", did you mean "authenticated"?',
+        ),
+        ("[relay]\nlocal_domains = [1]", "relay.local_domains: [1] is not a list of strings"),
+        (
+            '[relay]\nlocal_domains = ["a.example", "b..example"]',
+            'relay.local_domains[1]: "b..example" is not a domain name (e.g. "contoso.com")',
+        ),
+        ('[relay]\nlocal_domains = [""]', 'relay.local_domains[0]: "" is not a domain name (e.g. "contoso.com")'),
+        ('state_directory = "var"', 'state_directory: "var" is not an absolute path'),
+        (
+            '[milter]\nlisten = "tcp:1"',
+            'milter.listen: "tcp:1" is no address (e.g. "unix:/run/x.sock", "inet:127.0.0.1:10041")',
+        ),
+        (
+            '[policyd]\nlisten = ["unix:relative"]',
+            'policyd.listen[0]: "unix:relative" is no address (e.g. "unix:/run/x.sock", "inet:127.0.0.1:10041")',
+        ),
+        (
+            f'[milter]\nlisten = "unix:/{"x" * 107}"',
+            f'milter.listen: "/{"x" * 107}" is longer than the 107 octets that a Unix socket may have',
+        ),
+        ("[policyd]\nlisten = []", "policyd.listen: [] names no address to listen on"),
+        ("[policyd]\nworkers = 0", "policyd.workers: 0 is not in the range 1 to 64"),
+        (
+            '[metrics]\nlisten = "9797"',
+            'metrics.listen: "9797" is no address and port (e.g. "127.0.0.1:9797", "[::1]:9797", "" for none)',
+        ),
+        (
+            '[metrics]\nlisten = "127.0.0.1:65536"',
+            'metrics.listen: "127.0.0.1:65536" is no address and port (e.g. "127.0.0.1:9797", "[::1]:9797", '
+            '"" for none)',
+        ),
+        ('[egress]\ntransport = "smtp"', 'egress.transport: "smtp" is not a Postfix transport:nexthop'),
+        ('[egress]\ndaemon_name = ""', 'egress.daemon_name: "" is empty'),
+        (
+            '[relay]\nrequirements = "legacy"\nenforced_by = "policyd"',
+            'relay.requirements: "legacy" needs the header From, which the policy protocol does not carry; '
+            'use enforced_by = "milter" or requirements = "2023-11-01"',
+        ),
+        (
+            '[[organization]]\nname = "contoso"',
+            'organization[0].accepted_domain: missing: organization "contoso" has no accepted domain',
+        ),
+        (CONTOSO + CONTOSO.replace(".com", ".net"), 'organization[1].name: "contoso" is used by another organization'),
+        (
+            CONTOSO.replace("contoso.com", "@contoso.com"),
+            'organization[0].accepted_domain[0].domain: "@contoso.com" is not a domain name (e.g. "contoso.com")',
+        ),
+        (CONTOSO.replace("contoso.com", ""), 'organization[0].accepted_domain[0].domain: "" is empty'),
+        (
+            CONTOSO + '[[organization]]\nname = "fabrikam"\n[[organization.accepted_domain]]\ndomain = "CONTOSO.com"',
+            'organization[1].accepted_domain[0].domain: "CONTOSO.com" is an accepted domain at '
+            "organization[0].accepted_domain[0] already",
+        ),
+        (
+            CONTOSO + SECOND_DOMAIN,
+            "organization[0].accepted_domain: none of 2 have default = true, must be one",
+        ),
+        (
+            CONTOSO + "default = true\n" + SECOND_DOMAIN + "default = true\n",
+            "organization[0].accepted_domain: 2 of 2 have default = true, must be one",
+        ),
+        (
+            CONTOSO + 'type = "Internal"',
+            'organization[0].accepted_domain[0].type: "Internal" is not one of "Authoritative", "InternalRelay", '
+            '"ExternalRelay", did you mean "InternalRelay"?',
+        ),
+        (
+            CONNECTOR,
+            "organization[0].connector[0]: needs sender_ip_addresses or tls_sender_certificate_name to match anything",
+        ),
+        (
+            CONNECTOR + 'sender_ip_addresses = ["192.0.2.300"]\ntls_sender_certificate_name = "mail.contoso.com"',
+            'organization[0].connector[0].sender_ip_addresses[0]: "192.0.2.300" is no IP address or network '
+            '(e.g. "192.0.2.1", "192.0.2.0/28")',
+        ),
+        (
+            CONNECTOR + 'tls_sender_certificate_name = "contoso"',
+            'organization[0].connector[0].tls_sender_certificate_name: "contoso" is not a domain name '
+            '(e.g. "mail.contoso.com", "*.contoso.com")',
+        ),
+        (
+            CONNECTOR + 'tls_sender_certificate_name = "mail.*.contoso.com"',
+            'organization[0].connector[0].tls_sender_certificate_name: "mail.*.contoso.com" is not a domain name '
+            '(e.g. "mail.contoso.com", "*.contoso.com")',
+        ),
+        (
+            CONNECTOR + 'sender_ip_addresses = ["192.0.2.1"]\nassociated_accepted_domains = ["fabrikam.com"]',
+            'organization[0].connector[0].associated_accepted_domains: "fabrikam.com" is no accepted domain of '
+            "this organization",
+        ),
+        (
+            CONNECTOR
+            + 'sender_ip_addresses = ["192.0.2.1"]\n[[organization.connector]]\nname = "office"\n'
+            + 'sender_ip_addresses = ["192.0.2.2"]',
+            'organization[0].connector[1].name: "office" is used by another connector of this organization',
+        ),
+        (
+            CONTOSO
+            + '[[organization]]\nname = "fabrikam"\nsrs_domain = "contoso.com"\n'
+            + '[[organization.accepted_domain]]\ndomain = "fabrikam.com"',
+            'organization[1].srs_domain: "contoso.com" belongs to organization "contoso"',
+        ),
+    ],
+)
+def test_an_error_names_key_value_and_what_is_allowed(file: Path, text: str, problem: str) -> None:
+    assert problems(file, text) == [f"gatepost.toml: {problem}"]
+
+
+def test_all_errors_come_at_once(file: Path) -> None:
+    text = '[[organization]]\nnam = "contoso"\n[srs]\nhash_length = 99\n[milter]\nworkers = "two"\n[pollicyd]\n'
+    assert problems(file, text) == [
+        "gatepost.toml: organization[0].name: missing",
+        'gatepost.toml: organization[0].accepted_domain: missing: organization "" has no accepted domain',
+        'gatepost.toml: organization[0].nam: unknown key, did you mean "name"?',
+        "gatepost.toml: srs.hash_length: 99 is not in the range 5 to 52",
+        'gatepost.toml: milter.workers: "two" is not a whole number',
+        'gatepost.toml: pollicyd: unknown key, did you mean "policyd"?',
+    ]
+
+
+def test_a_control_character_cannot_break_the_line_of_a_message(file: Path) -> None:
+    assert problems(file, '[relay]\nmode = "a\\nb"') == [
+        'gatepost.toml: relay.mode: "a?b" is not one of "monitor", "enforce"'
+    ]
+
+
+def test_a_missing_file_is_named_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "none.toml")
+    assert caught.value.problems == (f"{tmp_path}/none.toml: cannot be read: No such file or directory",)
+
+
+def test_what_is_not_toml_is_named_with_its_line(file: Path) -> None:
+    (problem,) = problems(file, "[relay]\nmode = enforce\n")
+    assert problem.startswith(f"{file}: is not TOML: ")
+    assert "line 2" in problem
+
+
+def test_what_is_not_utf_8_is_named_with_its_octet(file: Path) -> None:
+    file.write_bytes(b'[relay]\nmode = "\xff"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    assert caught.value.problems == (f"{file}: is not UTF-8 (octet 16)",)
+
+
+def secret_problem(file: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_keys(file)
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "srs.secret"
+    file.write_text("key\n")
+    file.chmod(0o644)
+    assert secret_problem(file) == f"{file}: the SRS secret is open to others (mode 0644); chmod 0600 {file}"
+
+
+def test_a_secret_that_a_group_may_read_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "srs.secret"
+    file.write_text("key\n")
+    file.chmod(0o640)
+    assert repr(read_keys(file)) == "<Keys: 1>"
+
+
+def test_a_secret_without_a_key_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "srs.secret"
+    file.write_text("# rotated\n\n")
+    file.chmod(0o600)
+    assert secret_problem(file) == f"{file}: holds no SRS secret; one line a key, the first one signs"
+
+
+def test_a_missing_secret_is_refused_by_who_does_not_make_it(tmp_path: Path) -> None:
+    file = tmp_path / "gatepost.toml"
+    file.write_text(f'state_directory = "{tmp_path}"\n')
+    with pytest.raises(ConfigError) as caught:
+        load_snapshot(file)
+    assert caught.value.problems == (
+        f"{tmp_path}/srs.secret: the SRS secret cannot be read: No such file or directory",
+    )
+
+
+def test_a_missing_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "srs.secret"
+    assert ensure_secret(file)
+    made = file.read_bytes()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert not ensure_secret(file)
+    assert file.read_bytes() == made
+    assert [item.name for item in file.parent.iterdir()] == ["srs.secret"]

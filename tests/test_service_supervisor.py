@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The life of the daemons as real processes: start, reload, drain, and workers that die or fall silent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemonprocess import CONTOSO, TIMEOUT_S, Gatepost, gone, poll
+from milterclient import MilterClient, MilterError, Outcome
+
+OUTSIDE = b"<x@gmail.example>"
+PASSED = Outcome(rcpt=["continue"], eoh="continue", eom="continue")
+
+
+def asks_milter(gatepost: Gatepost, reverse_path: bytes = b"<app@contoso.com>") -> Outcome:
+    with MilterClient(gatepost.socket) as client:
+        outcome = client.open().send(reverse_path, [OUTSIDE])
+        client.quit()
+    return outcome
+
+
+def asks_policyd(gatepost: Gatepost) -> bytes:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(TIMEOUT_S)
+        client.connect(gatepost.policyd_socket)
+        client.sendall(b"25:egress app@vendor.example,")
+        return client.recv(100)
+
+
+@pytest.fixture
+def both(tmp_path: Path) -> Iterator[Gatepost]:
+    with Gatepost(tmp_path, command="run", metrics=True) as gatepost:
+        yield gatepost
+
+
+@pytest.fixture
+def milter(tmp_path: Path) -> Iterator[Gatepost]:
+    with Gatepost(tmp_path, metrics=True) as gatepost:
+        yield gatepost
+
+
+@contextlib.contextmanager
+def steady_mail(gatepost: Gatepost) -> Iterator[list[object]]:
+    """Keep sending messages, a session each, inside the block; yield what came of each of them, also errors."""
+    results: list[object] = []
+    enough = threading.Event()
+
+    def send() -> None:
+        while not enough.is_set():
+            try:
+                results.append(asks_milter(gatepost))
+            except (OSError, MilterError) as error:
+                results.append(error)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield results
+    finally:
+        enough.set()
+        thread.join()
+
+
+# Start
+
+
+def test_systemd_is_told_ready_once_everything_serves_then_reloading_then_stopping(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(TIMEOUT_S)
+        gatepost = Gatepost(tmp_path, command="run", workers=2)
+        gatepost.start({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        try:
+            assert systemd.recv(1000) == b"READY=1"
+            assert len(gatepost.workers("milter")) == 2
+            assert asks_milter(gatepost) == PASSED
+            assert asks_policyd(gatepost) == b"9:NOTFOUND ,"
+            gatepost.signal(signal.SIGHUP)
+            reloading = systemd.recv(1000).split(b"\n")
+            assert reloading[0] == b"RELOADING=1"
+            assert reloading[1].startswith(b"MONOTONIC_USEC=")
+            assert systemd.recv(1000) == b"READY=1"
+            gatepost.signal(signal.SIGTERM)
+            assert systemd.recv(1000) == b"STOPPING=1"
+            assert gatepost.wait() == 0
+        finally:
+            gatepost.stop()
+
+
+def test_daemon_that_cannot_start_yet_is_not_called_ready_until_it_has(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, metrics=True)
+    (gatepost.state / "hops").mkdir(parents=True)
+    gatepost.start()
+    try:
+        gatepost.wait_for_log(r"error: milter worker \d+ died", count=2)
+        assert not any(line.endswith("ready") for line in gatepost.log)
+        (gatepost.state / "hops").rmdir()
+        gatepost.wait_for_log("milter ready$")
+        assert asks_milter(gatepost) == PASSED
+    finally:
+        gatepost.stop()
+
+
+def test_missing_secret_is_made_for_the_owner_only_and_said_so(tmp_path: Path) -> None:
+    with Gatepost(tmp_path) as gatepost:
+        secret = gatepost.state / "srs.secret"
+        assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+        assert len(secret.read_bytes()) == 45
+        assert gatepost.log[0] == (f"made a new SRS secret in {secret}; keep it: bounces of rewritten mail need it")
+
+
+def test_second_start_keeps_the_secret(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path)
+    with gatepost:
+        secret = (gatepost.state / "srs.secret").read_bytes()
+    with gatepost:
+        assert (gatepost.state / "srs.secret").read_bytes() == secret
+        assert not any("secret" in line for line in gatepost.log)
+
+
+def test_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path)
+    gatepost.state.mkdir()
+    secret = gatepost.state / "srs.secret"
+    secret.write_bytes(b"secret\n")
+    secret.chmod(0o644)
+    assert gatepost.run() == os.EX_CONFIG
+    assert gatepost.log == [f"error: {secret}: the SRS secret is open to others (mode 0644); chmod 0600 {secret}"]
+
+
+def test_missing_configuration_is_refused_by_name(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path)
+    gatepost.configuration.unlink()
+    assert gatepost.run() == os.EX_CONFIG
+    assert gatepost.log == [f"error: {gatepost.configuration}: cannot be read: No such file or directory"]
+
+
+def test_every_problem_of_a_configuration_is_named(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, relay='mode = "loud"\nrequirments = "legacy"')
+    assert gatepost.run() == os.EX_CONFIG
+    problems = [line.split(": ")[2] for line in gatepost.log]
+    assert problems == ["relay.mode", "relay.requirments"]
+
+
+def test_missing_socket_folder_is_refused_by_name(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, milter=f"unix:{tmp_path}/none/milter.sock")
+    assert gatepost.run() == os.EX_CANTCREAT
+    assert gatepost.log[-1] == f"error: unix:{tmp_path}/none/milter.sock: the folder {tmp_path}/none does not exist"
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_socket_at_the_socket_path_is_refused_and_stays(tmp_path: Path, kind: str) -> None:
+    gatepost = Gatepost(tmp_path)
+    path = Path(gatepost.socket)
+    if kind == "file":
+        path.write_text("keep me")
+    else:
+        path.symlink_to(tmp_path / "keep me")
+    assert gatepost.run() == os.EX_OSERR
+    assert gatepost.log[-1] == f"error: [Errno 17] exists and is no socket: '{path}'"
+    assert path.is_symlink() if kind == "link" else path.read_text() == "keep me"
+
+
+def test_second_start_on_the_same_unix_socket_is_refused_and_the_first_goes_on_unharmed(tmp_path: Path) -> None:
+    with Gatepost(tmp_path, metrics=True) as first:
+        asks_milter(first)
+        second = Gatepost(tmp_path)
+        second.configuration.write_text(
+            second.configuration.read_text().replace('listen = ""', f'listen = "127.0.0.1:{first.metrics_port}"')
+        )
+        assert second.run() == os.EX_OSERR
+        assert second.log[-1] == f"error: [Errno 98] another process listens there: '{first.socket}'"
+        assert asks_milter(first) == PASSED
+        assert first.get("/healthz") == (200, "ok\n")
+        assert first.metric('gatepost_messages_total{action="pass",daemon="milter"}') == 2
+
+
+def test_second_start_on_the_same_tcp_port_is_refused_by_name(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"inet:127.0.0.1:{other.getsockname()[1]}"
+        gatepost = Gatepost(tmp_path, milter=address)
+        assert gatepost.run() == os.EX_OSERR
+        assert gatepost.log[-1].startswith(f"error: {address}: cannot listen")
+
+
+def test_policyd_port_that_another_program_has_is_refused_by_name_and_the_milter_socket_goes(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"inet:127.0.0.1:{other.getsockname()[1]}"
+        gatepost = Gatepost(tmp_path, command="run", policyd=address)
+        assert gatepost.run() == os.EX_OSERR
+        assert gatepost.log[-1] == f"error: [Errno 98] cannot listen: Address already in use: '{address}'"
+        assert not Path(gatepost.socket).exists()
+
+
+def test_metrics_port_that_another_program_has_is_refused_by_name(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, metrics=True)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", gatepost.metrics_port))
+        other.listen()
+        assert gatepost.run() == os.EX_OSERR
+        assert f"127.0.0.1:{gatepost.metrics_port}" in gatepost.log[-1]
+        assert "Address already in use" in gatepost.log[-1]
+        assert not Path(gatepost.socket).exists()
+
+
+# Stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_ends_all_workers_and_leaves_nothing_but_the_state(both: Gatepost, number: signal.Signals) -> None:
+    workers = [*both.workers("milter"), *both.workers("policyd"), *both.workers("metrics")]
+    assert len(workers) == 3
+    both.signal(number)
+    assert both.wait() == 0
+    assert gone(workers)
+    assert not Path(both.socket).exists()
+    assert not Path(both.policyd_socket).exists()
+    assert list((both.state / "metrics").iterdir()) == []
+
+
+def test_policyd_still_answers_while_a_message_is_in_the_milter_that_stops(both: Gatepost) -> None:
+    with MilterClient(both.socket) as client:
+        client.open()
+        client.mail(b"<app@contoso.com>")
+        both.signal(signal.SIGTERM)
+        both.wait_for_log("draining")
+        assert asks_policyd(both) == b"9:NOTFOUND ,"
+        assert client.rcpt(OUTSIDE) == "continue"
+        assert client.data() == "continue"
+        assert client.end_of_message() == "continue"
+        client.quit()
+    assert both.wait() == 0
+
+
+# Reload
+
+
+def test_good_configuration_is_taken_by_new_workers_while_mail_flows(milter: Gatepost) -> None:
+    before = milter.workers("milter")
+    milter.configure(organizations=CONTOSO.replace('name = "crm"', 'name = "crm 2"'), workers=2)
+    with steady_mail(milter) as results:
+        poll(lambda: len(results) > 10, "mail before the reload")
+        milter.signal(signal.SIGHUP)
+        milter.wait_for_log("configuration reloaded$")
+        poll(lambda: gone(before), "the end of the old worker")
+        sent = len(results)
+        poll(lambda: len(results) > sent + 10, "mail after the reload")
+    assert [result for result in results if result != PASSED] == []
+    assert len(milter.workers("milter")) == 2
+    assert milter.metric('gatepost_reloads_total{daemon="milter",result="loaded"}') == 1
+    assert milter.metric('gatepost_messages_total{action="pass",daemon="milter"}') == len(results)
+    assert milter.metric('gatepost_worker_restarts_total{cause="died",daemon="milter"}') == 0
+
+
+def test_session_under_way_ends_under_the_configuration_that_it_began_with(milter: Gatepost) -> None:
+    before = milter.workers("milter")
+    with MilterClient(milter.socket) as client:
+        client.open()
+        milter.configure(relay='mode = "monitor"')
+        milter.signal(signal.SIGHUP)
+        milter.wait_for_log("configuration reloaded$")
+        poll(lambda: asks_milter(milter, b"<app@vendor.example>") == PASSED, "the new configuration")
+        assert client.send(b"<app@vendor.example>", [OUTSIDE]).rcpt[0].startswith("550 5.7.64 ")
+        assert not gone(before)
+        client.quit()
+    poll(lambda: gone(before), "the end of the old worker")
+
+
+def test_broken_configuration_is_refused_with_every_problem_and_the_old_one_stays(milter: Gatepost) -> None:
+    before = milter.workers("milter")
+    milter.configure(relay='mode = "loud"\nrequirments = "legacy"')
+    milter.signal(signal.SIGHUP)
+    milter.wait_for_log("error: configuration not reloaded, the one loaded before stays in force$")
+    problems = [line for line in milter.log if line.startswith("error: gatepost.toml: ")]
+    assert [problem.split(": ")[2] for problem in problems] == ["relay.mode", "relay.requirments"]
+    assert asks_milter(milter, b"<app@vendor.example>").rcpt[0].startswith("550 5.7.64 ")
+    assert milter.workers("milter") == before
+    assert milter.metric('gatepost_reloads_total{daemon="milter",result="kept"}') == 1
+    assert milter.metric('gatepost_config_last_reload_ok{daemon="milter"}') == 0
+    assert milter.get("/healthz")[0] == 503
+
+
+def test_reload_after_the_configuration_was_mended_makes_all_well_again(milter: Gatepost) -> None:
+    milter.configure(relay='mode = "loud"')
+    milter.signal(signal.SIGHUP)
+    milter.wait_for_log("not reloaded")
+    milter.configure()
+    milter.signal(signal.SIGHUP)
+    milter.wait_for_log("configuration reloaded$")
+    poll(lambda: milter.get("/healthz") == (200, "ok\n"), "health")
+
+
+def test_change_that_needs_a_restart_is_refused_by_name(milter: Gatepost) -> None:
+    milter.configure(milter=f"unix:{milter.folder}/other.sock")
+    milter.signal(signal.SIGHUP)
+    milter.wait_for_log("error: gatepost.toml: milter.listen: a change needs a restart of gatepost$")
+    milter.wait_for_log("configuration not reloaded")
+    assert asks_milter(milter) == PASSED
+
+
+def test_secret_that_went_missing_is_refused_at_reload_and_not_made_anew(milter: Gatepost) -> None:
+    (milter.state / "srs.secret").unlink()
+    milter.signal(signal.SIGHUP)
+    milter.wait_for_log("the SRS secret cannot be read: No such file or directory$")
+    assert not (milter.state / "srs.secret").exists()
+    assert asks_milter(milter) == PASSED
+
+
+def test_reloads_in_quick_succession_end_with_one_set_of_workers(milter: Gatepost) -> None:
+    with steady_mail(milter) as results:
+        for _ in range(5):
+            mark = milter.mark()
+            milter.signal(signal.SIGHUP)
+            milter.wait_for_log("configuration reloaded$", after=mark)
+        poll(lambda: len(milter.workers("milter")) == 1, "the end of the old workers")
+        sent = len(results)
+        poll(lambda: len(results) > sent + 5, "mail afterwards")
+    assert [result for result in results if result != PASSED] == []
+
+
+# Workers that go away
+
+
+def test_killed_worker_is_replaced_and_counted(milter: Gatepost) -> None:
+    (worker,) = milter.workers("milter")
+    asks_milter(milter)
+    os.kill(worker, signal.SIGKILL)
+    milter.wait_for_log(rf"error: milter worker {worker} died \(signal 9\)$")
+    poll(lambda: worker not in (found := milter.workers("milter")) and len(found) == 1, "the new worker")
+    assert asks_milter(milter) == PASSED
+    assert milter.metric('gatepost_worker_restarts_total{cause="died",daemon="milter"}') == 1
+    assert milter.metric('gatepost_messages_total{action="pass",daemon="milter"}') == 2
+
+
+def test_stopped_policyd_worker_is_killed_and_replaced_within_seconds(both: Gatepost) -> None:
+    (worker,) = both.workers("policyd")
+    began = time.monotonic()
+    os.kill(worker, signal.SIGSTOP)
+    both.wait_for_log(rf"error: policyd worker {worker} silent \(signal 9\)$")
+    assert asks_policyd(both) == b"9:NOTFOUND ,"
+    assert time.monotonic() - began < 5
+    assert both.metric('gatepost_worker_restarts_total{cause="silent",daemon="policyd"}') == 1
+
+
+def test_workers_end_by_themselves_when_the_supervisor_is_killed_and_the_next_start_takes_over(
+    tmp_path: Path,
+) -> None:
+    gatepost = Gatepost(tmp_path, command="run", metrics=True)
+    with gatepost:
+        workers = [*gatepost.workers("milter"), *gatepost.workers("policyd"), *gatepost.workers("metrics")]
+        gatepost.signal(signal.SIGKILL)
+        assert gatepost.wait() == -signal.SIGKILL
+        assert len(workers) == 3
+        poll(lambda: gone(workers), "the end of the workers")
+    assert stat.S_ISSOCK(os.stat(gatepost.socket).st_mode)
+    with gatepost:
+        assert asks_milter(gatepost) == PASSED
+        assert asks_policyd(gatepost) == b"9:NOTFOUND ,"
+        assert gatepost.get("/healthz") == (200, "ok\n")
+
+
+def test_session_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    with Gatepost(tmp_path) as gatepost, MilterClient(gatepost.socket) as client:
+        client.open()
+        gatepost.signal(signal.SIGKILL)
+        assert client.send(b"<app@contoso.com>", [OUTSIDE]) == PASSED
+        client.quit()
+        gatepost.wait()

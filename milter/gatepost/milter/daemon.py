@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Optional, cast
 
 import milter
-from gatepost.milter.session import FAULT, Reply, Session
+from gatepost.milter.session import Session
 from gatepost.relay import RuleSet
 from gatepost.service import log, metrics
 from gatepost.service.config import Config, Listen
 from gatepost.service.hops import Hops
 from gatepost.service.listeners import clear_stale, narrow_umask, remove
+from gatepost.service.replies import FAULT, Reply
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
 
@@ -32,7 +33,7 @@ MACROS = {
     milter.M_CONNECT: "j {daemon_name}",
     milter.M_HELO: "",
     milter.M_ENVFROM: "i {auth_authen} {cert_subject} {cert_issuer} {mail_addr}",
-    milter.M_ENVRCPT: "i",
+    milter.M_ENVRCPT: "i {rcpt_addr}",
     milter.M_DATA: "i",
     milter.M_EOM: "i",
 }
@@ -88,7 +89,10 @@ class MilterDaemon:
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
 
     def close(self) -> None:
-        remove(self._listen)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            remove(self._listen)
 
     def _register(self) -> None:
         milter.set_connect_callback(self._quiet("connect", _connect))
@@ -116,10 +120,9 @@ class MilterDaemon:
         config = worker.snapshot.config
         legacy = config.relay.requirements is RuleSet.LEGACY
         wanted = QUIET | UNUSED
-        if not legacy:
-            wanted |= milter.P_NOEOH
         if not legacy and config.egress is None:
-            wanted |= milter.P_NOHDRS
+            # Both or none: with headers but no end of them, libmilter drops the end of a message that has no header.
+            wanted |= milter.P_NOHDRS | milter.P_NOEOH
         options[0] &= milter.CHGFROM
         options[1] &= wanted
         options[2] = options[3] = 0
@@ -131,9 +134,10 @@ class MilterDaemon:
         return int(milter.CONTINUE)
 
     def _close(self, ctx: Context) -> int:
-        ctx.setpriv(None)  # the session holds the context, too
-        with self._lock:
-            self._active -= 1
+        if ctx.getpriv() is not None:  # a peer that breaks the protocol can have its connection closed twice
+            ctx.setpriv(None)  # the session holds the context, too
+            with self._lock:
+                self._active -= 1
         return int(milter.CONTINUE)
 
     def _quiet(self, stage: str, call: Callable[..., None]) -> Callable[..., int]:
@@ -166,13 +170,15 @@ class MilterDaemon:
         """
         try:
             worker = cast(_Worker, self._worker)
-            session: Session = ctx.getpriv()
+            session: Optional[Session] = ctx.getpriv()
             began = time.perf_counter()
             reply: Optional[Reply] = FAULT
             try:
-                reply = call(session, *arguments)
+                if session is not None:  # else a peer that breaks the protocol
+                    reply = call(session, *arguments)
             except Exception as error:  # noqa: BLE001  the outermost shell
-                session.fail()
+                if session is not None:
+                    session.fail()
                 worker.series.add(metrics.ERRORS, ("milter", "internal"))
                 log.fault(f"milter: {stage}: internal error, the message is put off", error)
             worker.series.observe(metrics.STAGE_DURATION, (stage,), time.perf_counter() - began)
@@ -184,11 +190,11 @@ class MilterDaemon:
             log.fault(f"milter: {stage}: internal error, the message is put off", error)
             return int(milter.TEMPFAIL)
 
-    def serve(self, snapshot: Snapshot, series: Series) -> None:
+    def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run libmilter in this process until SIGUSR1 has drained it."""
         self._worker = _Worker(snapshot, series, Hops(snapshot.config.state_directory / "hops"))
         cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+        os.sched_setaffinity(0, {cpus[index % len(cpus)]})
         sys.excepthook = lambda kind, error, _: log.warning(f"skipped what pymilter can't decode: {error}")
         running = threading.Thread(target=milter.main, daemon=True)
         running.start()
@@ -207,6 +213,7 @@ class MilterDaemon:
         nobody.listen(1)
         nobody.setblocking(False)
         os.dup2(nobody.fileno(), self._descriptor)
+        series.ready = False
         end = time.monotonic() + DRAIN_S
         # A connection accepted just before has not been negotiated yet: two looks at an idle worker, a beat apart.
         idle_looks = 0
@@ -233,8 +240,8 @@ def _macros(ctx: Context) -> Callable[[str], str]:
     def macro(name: str) -> str:
         try:
             return ctx.getsymval(name) or ""
-        except UnicodeDecodeError:  # pymilter decodes strictly; what is not UTF-8 is no name that counts
-            return ""
+        except UnicodeDecodeError:  # pymilter decodes strictly; it is a name, but none that matches
+            return "\ufffd"
 
     return macro
 

@@ -17,26 +17,20 @@ from gatepost.service import flow, log, metrics
 from gatepost.service.flow import Egress, Judgement, Treatment
 from gatepost.service.hops import Hop, Hops, organization_digest
 from gatepost.service.reference import new_reference
+from gatepost.service.replies import (
+    BAD_RECIPIENT,
+    BAD_SENDER,
+    FAULT,
+    ONE_BY_ONE,
+    RELAY_DENIED,
+    TRY_APART,
+    UNREWRITABLE,
+    Reply,
+)
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
 from gatepost.srs import AddressError
 
-
-@dataclass(frozen=True)
-class Reply:
-    """Refuse the command or the message: SMTP *code*, enhanced *status* (RFC 3463), one-line *text*."""
-
-    code: int
-    status: str
-    text: str
-
-
-FAULT = Reply(451, "4.3.0", "gatepost: internal error, please try again later")
-ONE_BY_ONE = Reply(452, "4.5.3", "One recipient a message on this hop, please try again")
-TRY_APART = Reply(452, "4.5.3", "Inside and outside recipients need a message each, please try again")
-UNREWRITABLE = Reply(*flow.UNREWRITABLE)
-BAD_SENDER = Reply(553, "5.1.7", "Sender address has a control character in it")
-BAD_RECIPIENT = Reply(553, "5.1.3", "Recipient address has a control character in it")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RECEIVED = r"(?:^|\n\s)by {} \([^)\n]*\)(?: with \S+)?\s+id (\w+)"
 
@@ -53,7 +47,8 @@ class Recipient:
 class Transaction:
     """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
 
-    orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message.
+    orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. refusal: of a message
+    from sendmail(1), which can be answered at its end only.
     """
 
     reverse_path: str
@@ -66,6 +61,7 @@ class Transaction:
     hop: Optional[Hop] = None
     own_received: bool = True
     reference: str = ""
+    refusal: Optional[Reply] = None
 
 
 class Session:
@@ -149,6 +145,16 @@ class Session:
             return BAD_SENDER if _CONTROL.search(transaction.reverse_path) else BAD_RECIPIENT
         if self._egress:
             return self._egress_rcpt_stage(transaction, rcpt, parameters)
+        reply = self._ingress_rcpt_stage(transaction, rcpt)
+        if reply and self._local:
+            # Postfix can't refuse a recipient of sendmail(1): it would try the message again for ever.
+            transaction.refusal = transaction.refusal or reply
+            return None
+        return reply
+
+    def _ingress_rcpt_stage(self, transaction: Transaction, rcpt: str) -> Optional[Reply]:
+        if "@" not in rcpt or flow.routed(rcpt):  # only the MTA knows where that leads
+            rcpt = self._macro("{rcpt_addr}") or rcpt
         mail = Mail(transaction.reverse_path)
         judgement = flow.judge(self._snapshot, transaction.client, mail, rcpt)
         if judgement.treatment is not Treatment.UNDECIDED:
@@ -156,24 +162,20 @@ class Session:
         if judgement.treatment is Treatment.REFUSE:
             return self._refuse(transaction, rcpt, judgement)
         if judgement.treatment is Treatment.UNREWRITABLE:
-            self._log("reject", transaction, judgement, f"to=<{rcpt}>, ", reason="sender-unrewritable")
-            return UNREWRITABLE
-        if transaction.recipients and not self._together(transaction.recipients[0].judgement, judgement):
+            return self._unrewritable(transaction, rcpt, judgement)
+        if not self._may_join(transaction, judgement):
             return TRY_APART
         if judgement.verdict.result is Result.REFUSE and judgement.treatment is Treatment.KEEP:
             self._log("monitor", transaction, judgement, f"to=<{rcpt}>, ")
         transaction.recipients.append(Recipient(rcpt, judgement))
         return None
 
-    def _together(self, first: Judgement, other: Judgement) -> bool:
-        """Tell whether two recipients may share a message: what is decided at its end holds for all of them.
-
-        With an egress hop the ones that need another sender get it there, each on its own.
-        """
-        treatments = {first.treatment, other.treatment}
-        if Treatment.UNDECIDED in treatments or self._snapshot.config.egress is None:
-            return len(treatments) == 1
-        return True
+    def _may_join(self, transaction: Transaction, judgement: Judgement) -> bool:
+        """Tell whether a recipient may join those before it. sendmail(1) can't be asked for a message each."""
+        if self._local or not transaction.recipients:
+            return True
+        first = transaction.recipients[0].judgement
+        return flow.together(self._snapshot, first.treatment, judgement.treatment)
 
     def _egress_rcpt_stage(self, transaction: Transaction, rcpt: str, parameters: Sequence[str]) -> Optional[Reply]:
         if transaction.egress_rcpt:
@@ -198,6 +200,7 @@ class Session:
             found = self._received.search(value)
             transaction.own_received = found is not None
             transaction.hop = self._hops.get(found[1]) if found else None
+            transaction.reference = transaction.hop.reference if transaction.hop else ""
 
     def eoh(self) -> Optional[Reply]:
         """Decide what only the header From can decide (rule set legacy), for the whole message."""
@@ -212,7 +215,7 @@ class Session:
                 if judgement.treatment is Treatment.REFUSE:
                     return self._refuse(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.UNREWRITABLE:
-                    return UNREWRITABLE
+                    return self._unrewritable(transaction, recipient.rcpt, judgement)
                 transaction.recipients[index] = Recipient(recipient.rcpt, judgement)
         return None
 
@@ -228,9 +231,13 @@ class Session:
         now = int(self._clock())
         if self._egress:
             return self._egress_eom(transaction, change_sender, now)
-        treatments = {recipient.judgement.treatment for recipient in transaction.recipients}
-        if treatments == {Treatment.REWRITE}:
-            organization = transaction.recipients[0].judgement.verdict.organization
+        if transaction.refusal:
+            return transaction.refusal
+        rewritten = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
+        # Of mail from sendmail(1) inside recipients then get the rewritten sender, too.
+        alone = len(rewritten) == len(transaction.recipients) or (self._local and not self._snapshot.config.egress)
+        if rewritten and alone:
+            organization = rewritten[0].judgement.verdict.organization
             sender = flow.relayed(self._snapshot, transaction.reverse_path, organization, now)
             change_sender(sender)
             self._finish(transaction, "rewrite", sender)
@@ -248,7 +255,8 @@ class Session:
         """Leave a note for the egress hop where this message may come by there."""
         queue_id = self._macro("i")
         if queue_id and flow.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
-            organization = transaction.recipients[0].judgement.verdict.organization
+            outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
+            organization = (outside or transaction.recipients)[0].judgement.verdict.organization
             digest = organization_digest(organization.name) if organization else b""
             transaction.reference = transaction.reference or new_reference()
             self._hops.put(queue_id, Hop(digest, transaction.reference), now)
@@ -292,8 +300,11 @@ class Session:
     def _refuse(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
         transaction.reference = transaction.reference or new_reference()
         self._log("reject", transaction, judgement, f"to=<{rcpt}>, ")
-        code, status, text = flow.REFUSAL
-        return Reply(code, status, f"{text} [{transaction.reference}]")
+        return RELAY_DENIED.with_reference(transaction.reference)
+
+    def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
+        self._log("reject", transaction, judgement, f"to=<{rcpt}>, ", reason="sender-unrewritable")
+        return UNREWRITABLE
 
     def _count(self, judgement: Judgement) -> None:
         verdict = judgement.verdict
@@ -305,11 +316,13 @@ class Session:
         self._series.add(metrics.MESSAGES, ("milter", action))
         if action == "rewrite" and not self._egress:
             self._series.add(metrics.SRS_REWRITES, (flow.BOUNCES,))
-        judgement = transaction.recipients[0].judgement if transaction.recipients else None
+        rewritten = (item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE)
+        first = next(rewritten, transaction.recipients[0] if transaction.recipients else None)
+        judgement = first.judgement if first else None
         details = f"rewritten=<{sender}>, " if sender else ""
         if self._egress:
             details += f"to=<{transaction.egress_rcpt}>, hop=egress, "
-        else:
+        elif not transaction.bypassed:
             details += f"nrcpt={len(transaction.recipients)}, "
         self._log(action, transaction, judgement, details)
 

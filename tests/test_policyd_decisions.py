@@ -274,10 +274,11 @@ def test_redirect_mode_puts_off_an_srs_recipient_beside_another(state: Path) -> 
     assert connection.data().text == "DUNNO"
 
 
-def test_redirect_mode_does_not_take_a_repeated_question_for_a_second_recipient(state: Path) -> None:
+def test_redirect_mode_redirects_a_bounce_whose_one_srs_recipient_was_given_twice(state: Path) -> None:
     hub = snapshot(state, reverse="redirect")
     connection = Connection(hub)
     assert [connection.rcpt(srs(hub)).text, connection.rcpt(srs(hub)).text] == ["DUNNO", "DUNNO"]
+    assert connection.data().text == "REDIRECT bob@fabrikam.com"
 
 
 def test_redirect_mode_lets_a_null_sender_with_several_other_recipients_pass(state: Path) -> None:
@@ -323,6 +324,12 @@ def test_matching_address_and_accepted_p1_may_relay(state: Path) -> None:
         "NOQUEUE: action=ok, from=<app@contoso.com>, to=<x@example.org>, client=192.0.2.5, "
         "organization=contoso, reason=p1-accepted"
     )
+
+
+@pytest.mark.parametrize("rcpt", ["x%example.org@mx.contoso.net", "example.org!x@contoso.com", "x%example.org"])
+def test_recipient_that_postfix_may_route_outside_is_no_inside_recipient(state: Path, rcpt: str) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@vendor.example", client_address="192.0.2.5")
+    assert connection.rcpt(rcpt).text.startswith("550 5.7.64 ")
 
 
 def test_foreign_p1_is_refused_with_5_7_64_and_a_reference(state: Path) -> None:

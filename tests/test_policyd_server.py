@@ -85,7 +85,7 @@ class Service:
             os.dup2(log, 2)
             if self.loop == "asyncio":
                 sys.modules["uvloop"] = None  # type: ignore[assignment]
-            self.daemon.serve(snapshot, Series.create(self.folder / f"policyd-{number}.series"))
+            self.daemon.serve(snapshot, Series.create(self.folder / f"policyd-{number}.series"), number)
             status = 0
         finally:
             os._exit(status)

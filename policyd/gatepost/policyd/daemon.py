@@ -41,6 +41,6 @@ class Policyd:
             remove(listen)
         self._sockets.clear()
 
-    def serve(self, snapshot: Snapshot, series: Series) -> None:
+    def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run one worker until SIGUSR1 has drained it."""
         serve(self._sockets, snapshot, series)

@@ -7,13 +7,14 @@ Pure: the snapshot, the time and what came before on the connection are argument
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Optional
 
 from gatepost.relay import Client, Mail, Result, Verdict
-from gatepost.service import flow
+from gatepost.service import flow, replies
 from gatepost.service.flow import Bounce, Egress, Treatment
 from gatepost.service.snapshot import Snapshot
 from gatepost.srs import Address
@@ -84,16 +85,13 @@ class Entry:
 
 NOTFOUND = Entry(Found.NOTFOUND)
 
+_ROUTING = re.compile(r"[@%!]")
 _REFUSED = {
-    Bounce.FORGED: ("550 5.1.1 SRS address with a wrong hash", "srs-forged"),
-    Bounce.EXPIRED: ("550 5.1.1 SRS address that has expired", "srs-expired"),
+    Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
+    Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
 }
-_BOUNCES_ONLY = "550 5.7.1 This address takes only bounces (null sender)"
-_ONE_AT_A_TIME = "452 4.5.3 An SRS address takes no other recipient beside it, send again for each"
-_HISTORY_LOST = "451 4.3.0 Temporary failure, please send again"
-_UNREWRITABLE = "{} {} {}".format(*flow.UNREWRITABLE)
-_BOUNCED = "error:{1} {2}".format(*flow.UNREWRITABLE)
-"""The transport for such mail that is in the queue already: Postfix's error(8) bounces it at once."""
+_BOUNCED = f"error:{replies.UNREWRITABLE.status} {replies.UNREWRITABLE.text}"
+"""The transport for mail in the queue that can't be rewritten: Postfix's error(8) bounces it at once."""
 
 
 def decide(
@@ -130,12 +128,12 @@ def _rcpt(
     rcpt = _text(request, b"recipient")
     bounce = flow.reverse(snapshot, rcpt, now).bounce
     if bounce in _REFUSED:
-        text, reason = _REFUSED[bounce]
-        return Answer(Action.REJECT, text, _line(request, "reject", reason=reason), bounce), before
+        reply, reason = _REFUSED[bounce]
+        return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce), before
     returning = bounce is Bounce.ORIGINAL
     if _must_wait(snapshot, request, before, rcpt, returning):
         log = _line(request, "defer", reason="srs-beside-others")
-        return Answer(Action.DEFER, _ONE_AT_A_TIME, log), before
+        return Answer(Action.DEFER, str(replies.SRS_APART), log), before
     if returning:
         return DUNNO, replace(before, bounce=before.bounce or rcpt)
     answer = _relay(snapshot, request, rcpt, new_reference)
@@ -160,10 +158,12 @@ def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcp
 
 def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Callable[[], str]) -> Answer:
     """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours."""
-    if snapshot.config.relay.enforced_by != "policyd" or "@" not in rcpt:  # Postfix adds a domain of its own
+    routed = flow.routed(rcpt)
+    if snapshot.config.relay.enforced_by != "policyd" or not ("@" in rcpt or routed):  # Postfix adds its own domain
         return DUNNO
     mail = Mail(reverse_path=_text(request, b"sender"))
-    judgement = flow.judge(snapshot, _client(snapshot, request), mail, rcpt)
+    # x%example.com@mail.contoso.com may lead outside, which only Postfix knows: it is no inside recipient here.
+    judgement = flow.judge(snapshot, _client(snapshot, request), mail, "" if routed else rcpt)
     verdict = judgement.verdict
     names = {
         "organization": verdict.organization.name if verdict.organization else "",
@@ -171,7 +171,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Ca
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
         log = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
-        return Answer(Action.REJECT, _UNREWRITABLE, log, verdict=verdict)
+        return Answer(Action.REJECT, str(replies.UNREWRITABLE), log, verdict=verdict)
     if verdict.result is Result.RELAY and judgement.enforce:
         return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
     if verdict.result is not Result.REFUSE or not verdict.meant:
@@ -180,7 +180,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Ca
     if not judgement.enforce:
         log = _line(request, "monitor", **names, reference=reference)
         return Answer(Action.DUNNO, "DUNNO", log, verdict=verdict)
-    text = "{} {} {} [{}]".format(*flow.REFUSAL, reference)
+    text = str(replies.RELAY_DENIED.with_reference(reference))
     return Answer(Action.REJECT, text, _line(request, "reject", **names, reference=reference), verdict=verdict)
 
 
@@ -205,20 +205,20 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     single = request.get(b"recipient_count") == b"1" and bool(request.get(b"recipient"))
     sender = request.get(b"sender")
     redirect = snapshot.config.policyd.reverse == "redirect"
-    if single:
-        reversal = flow.reverse(snapshot, _text(request, b"recipient"), now)
-        returning = reversal.bounce is Bounce.ORIGINAL
-    else:
-        returning = bool(before.bounce)
+    rcpt = _text(request, b"recipient") if single else before.bounce
+    reversal = flow.reverse(snapshot, rcpt, now)
+    returning = reversal.bounce is Bounce.ORIGINAL
     if sender:
         if not returning:
             return DUNNO
-        return Answer(Action.REJECT, _BOUNCES_ONLY, _line(request, "reject", reason="srs-not-a-bounce"))
-    if redirect and single and returning:
-        log = _line(request, "redirect", reason="srs-bounce", redirect=reversal.original)
+        return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason="srs-not-a-bounce"))
+    # Where nothing else was let in beside it, several recipients are one SRS address, given more than once.
+    if redirect and returning and (single or (before.complete and not before.other)):
+        named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
+        log = _line(named, "redirect", reason="srs-bounce", redirect=reversal.original)
         return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversal.original)}", log, reversal.bounce)
     if redirect and not single and not before.complete:
-        return Answer(Action.DEFER, _HISTORY_LOST, _line(request, "defer", reason="history-unknown"))
+        return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     return DUNNO
 
 

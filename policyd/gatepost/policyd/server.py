@@ -260,6 +260,7 @@ async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Seque
             await asyncio.wait_for(drain.wait(), _TICK_S)
     for server in servers:
         server.close()
+    worker.series.ready = False
     worker.draining = True
     end = time.monotonic() + DRAIN_S
     while worker.connections and time.monotonic() < end:

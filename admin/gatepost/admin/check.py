@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A verdict on a message that is described by options: `gatepost check`."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from gatepost.admin.configuration import problems_reported, snapshot_with_placeholder, with_requirements
+from gatepost.admin.srs_commands import bare, unix_time, verdict
+from gatepost.relay import Client, Explanation, Mail, Organization, Result, RuleSet, explain
+from gatepost.service import flow, replies
+from gatepost.service.flow import Bounce, Egress, Judgement, Treatment
+from gatepost.service.snapshot import Snapshot
+from gatepost.srs import Address, AddressError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A client and its message as the options give them. mail_from: "" or `<>` is the null sender."""
+
+    ip: Optional[str]
+    helo: Optional[str]
+    certificate_names: tuple[str, ...]
+    authenticated: bool
+    mail_from: str
+    header_from: Optional[str]
+    recipients: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The addresses of a message after gatepost."""
+
+    mail_from: str
+    rcpt: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What becomes of the message for one recipient.
+
+    refused: the rules refuse it, by relay rule or SRS. reply: the SMTP reply then, "" where gatepost leaves the
+    refusal to Postfix. effective: what is refused or rewritten really is; else the mode is monitor. before: the
+    envelope that came; envelope: what the MTA goes on with, None for nothing; enforced: that in mode enforce.
+    """
+
+    before: Envelope
+    judgement: Judgement
+    explanation: Explanation
+    decision: str
+    refused: bool = False
+    effective: bool = True
+    failed: str = ""
+    reply: str = ""
+    remedies: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    envelope: Optional[Envelope] = None
+    enforced: Optional[Envelope] = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole answer. notes: what is not about one recipient."""
+
+    question: Question
+    mail: Mail
+    requirements: RuleSet
+    bypassed: bool
+    notes: tuple[str, ...]
+    answers: tuple[Answer, ...]
+
+
+def run(path: Path, question: Question, requirements: Optional[str], at: Optional[datetime], *, as_json: bool) -> int:
+    """Print the answer to *question*; return the exit status."""
+    _check_usage(question)
+    with problems_reported():
+        snapshot, missing_secret = snapshot_with_placeholder(path)
+    if requirements:
+        snapshot = with_requirements(snapshot, RuleSet(requirements))
+    report = examine(snapshot, question, unix_time(at))
+    if missing_secret and any(
+        answer.enforced and answer.enforced.mail_from != report.mail.reverse_path for answer in report.answers
+    ):
+        note = f"There is no SRS secret yet ({missing_secret}), so the hash of the SRS address is a placeholder."
+        report = replace(report, notes=(*report.notes, note))
+    from gatepost.admin import check_output
+
+    click.echo(check_output.as_json(report) if as_json else check_output.as_text(report))
+    return 1 if any(answer.refused for answer in report.answers) else os.EX_OK
+
+
+def _check_usage(question: Question) -> None:
+    if question.ip is not None:
+        try:
+            ipaddress.ip_address(question.ip)
+        except ValueError:
+            raise click.UsageError(f'--ip: "{question.ip}" is no IP address') from None
+    for rcpt in question.recipients:
+        if "@" not in rcpt:
+            raise click.UsageError(f'--rcpt: "{rcpt}" has no domain')
+
+
+def examine(snapshot: Snapshot, question: Question, now: int) -> Report:
+    """Decide on every recipient of *question* as the daemons would. *now*: Unix seconds."""
+    config = snapshot.config
+    mail = Mail(bare(question.mail_from), _addresses(question.header_from))
+    client = snapshot.rules.client(
+        question.ip,
+        question.certificate_names,
+        authenticated=question.authenticated and "authenticated" in config.relay.exempt,
+    )
+    answers = tuple(_answer(snapshot, client, mail, bare(rcpt), now) for rcpt in question.recipients)
+    notes = tuple(_together(snapshot, client, mail, answers))
+    if not config.organizations:
+        notes = (*notes, "No organization is declared, so gatepost refuses nothing and rewrites nothing.")
+    return Report(
+        question=question,
+        mail=mail,
+        requirements=config.relay.requirements,
+        bypassed=snapshot.bypassed(),
+        notes=notes,
+        answers=answers,
+    )
+
+
+def _addresses(header_from: Optional[str]) -> tuple[str, ...]:
+    if not header_from:
+        return ()
+    from gatepost.milter.session import header_addresses  # loads email.utils
+
+    return header_addresses([header_from])
+
+
+def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int) -> Answer:
+    reversal = flow.reverse(snapshot, rcpt, now)
+    judgement = flow.judge(snapshot, client, mail, rcpt, headers_seen=True)
+    words = explain(judgement.verdict, client, mail, rcpt, snapshot.config.relay.requirements)
+    before = Envelope(mail.reverse_path, rcpt)
+    if reversal.bounce in (Bounce.FORGED, Bounce.EXPIRED):
+        return _srs_refused(snapshot, judgement, words, before, reversal.bounce)
+    if reversal.bounce is Bounce.ORIGINAL:
+        return _bounce(judgement, words, before, reversal.original)
+    return _relay(snapshot, judgement, words, before, now)
+
+
+def _srs_refused(
+    snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, bounce: Bounce
+) -> Answer:
+    """Answer for an SRS address in a domain of ours that is not, or not any more, good."""
+    if bounce is Bounce.FORGED:
+        reply = replies.SRS_FORGED
+        remedy = "If a key that is gone made it, put that key back into srs.secret_file, below the first line."
+    else:
+        reply = replies.SRS_EXPIRED
+        remedy = "Raise srs.validity_days if bounces are to be taken back for longer."
+    return Answer(
+        before,
+        judgement,
+        words,
+        f"Refused: {before.rcpt} has the form of this host's SRS addresses, but is not good.",
+        refused=True,
+        failed=f"SRS: {verdict(snapshot, bounce, '')}.",
+        reply=str(reply),
+        remedies=(remedy,),
+        notes=("policyd refuses this, in either mode, where smtpd_recipient_restrictions asks it.",),
+    )
+
+
+def _bounce(judgement: Judgement, words: Explanation, before: Envelope, original: str) -> Answer:
+    """Answer for an SRS address that this host made and that is good: bounces go to *original* (S9)."""
+    if before.mail_from:
+        return Answer(
+            before,
+            judgement,
+            words,
+            f"Refused: {before.rcpt} is an SRS address made here, which takes bounces only (null sender).",
+            refused=True,
+            failed=f"SRS: P1 is {before.mail_from}, so this is no bounce.",
+            reply=str(replies.BOUNCES_ONLY),
+            remedies=(f"Whoever means the original sender writes to {original}.",),
+            notes=("policyd refuses this at DATA, in either mode, where smtpd_data_restrictions asks it.",),
+        )
+    after = Envelope("", original)
+    return Answer(
+        before,
+        judgement,
+        words,
+        f"No relay: {before.rcpt} is an SRS address made here, and its bounce goes to {original}.",
+        envelope=after,
+        enforced=after,
+    )
+
+
+def _relay(snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, now: int) -> Answer:
+    """Answer for any other recipient: the relay rule decides, and SRS rewrites what is relayed."""
+    result, organization = judgement.verdict.result, judgement.verdict.organization
+    if result is Result.INSIDE:
+        notes = tuple(_forwarded(snapshot, before, now))
+        return Answer(before, judgement, words, words.decision, notes=notes, envelope=before, enforced=before)
+    passed = None if judgement.enforce else _monitored(snapshot, judgement, before, now)
+    answer = Answer(
+        before,
+        judgement,
+        words,
+        words.decision,
+        effective=judgement.enforce,
+        notes=_notes(snapshot, judgement),
+        envelope=passed,
+    )
+    if result is Result.REFUSE:
+        reply = (
+            str(replies.RELAY_DENIED)
+            if judgement.verdict.meant or snapshot.config.relay.enforced_by == "milter"
+            else ""
+        )
+        return replace(answer, refused=True, failed=words.failed, reply=reply, remedies=words.remedies)
+    try:
+        leaving = _leaving(snapshot, before, organization, now)
+    except AddressError as error:
+        return replace(
+            answer,
+            refused=True,
+            decision=f"Refused: the rules let {before.rcpt} be relayed, but P1 cannot be rewritten by SRS.",
+            failed=f"SRS: P1 must be rewritten, and {error}.",
+            reply=str(replies.UNREWRITABLE),
+            remedies=("Let the application use a shorter, well-formed P1, or one in an accepted domain.",),
+        )
+    return replace(answer, envelope=passed or leaving, enforced=leaving)
+
+
+def _leaving(snapshot: Snapshot, before: Envelope, organization: Optional[Organization], now: int) -> Envelope:
+    """Return relayed mail as it leaves in mode enforce. Raises AddressError where P1 can't be rewritten."""
+    leaving = flow.leaving(snapshot, before.mail_from)
+    if leaving is Egress.OUT or not _rewrites(snapshot):
+        return before
+    rewritten = flow.relayed(snapshot, before.mail_from, organization, now)
+    if leaving is Egress.IMPOSSIBLE:
+        raise AddressError(f"it is too long for an SRS address in {snapshot.longest_mint_domain}")
+    return Envelope(rewritten, before.rcpt)
+
+
+def _monitored(snapshot: Snapshot, judgement: Judgement, before: Envelope, now: int) -> Envelope:
+    """Return the message as it leaves although nothing is enforced: the egress hop serves all organisations alike."""
+    if snapshot.config.egress and flow.egress(snapshot, before.mail_from) is Egress.REWRITE:
+        rewritten = flow.relayed(snapshot, before.mail_from, judgement.verdict.organization, now)
+        return Envelope(rewritten, before.rcpt)
+    return before
+
+
+def _rewrites(snapshot: Snapshot) -> bool:
+    """Tell whether anything rewrites P1 here: the milter, or the egress hop."""
+    return snapshot.config.relay.enforced_by == "milter" or snapshot.config.egress is not None
+
+
+def _notes(snapshot: Snapshot, judgement: Judgement) -> tuple[str, ...]:
+    relay = snapshot.config.relay
+    if relay.enforced_by == "milter":
+        if relay.requirements is RuleSet.LEGACY and judgement.verdict.result is Result.REFUSE:
+            return ("Under the rule set legacy that falls at the end of the headers, for the whole message.",)
+        return ()
+    if relay.requirements is RuleSet.LEGACY:
+        return ("policyd applies the relay rule here and never sees P2: the rule set legacy needs the milter.",)
+    if judgement.verdict.result is Result.REFUSE and not judgement.verdict.meant:
+        return ("No organization is meant, so policyd leaves it to Postfix (reject_unauth_destination).",)
+    if judgement.verdict.result is Result.RELAY and not _rewrites(snapshot):
+        return ("P1 leaves as it is: policyd rewrites nothing, and there is no [egress].",)
+    return ()
+
+
+def _forwarded(snapshot: Snapshot, before: Envelope, now: int) -> Iterator[str]:
+    """Yield what P1 becomes where the recipient, inside, sends its mail on to outside (S3)."""
+    if snapshot.config.egress is None or flow.egress(snapshot, before.mail_from) is not Egress.REWRITE:
+        return
+    try:
+        address = flow.parse_address(before.rcpt)
+        mailbox = Address(address.local.partition("+")[0], flow.domain_of(before.rcpt) or "")
+    except AddressError:
+        return
+    if snapshot.rules.accepted(mailbox.domain):
+        sender = flow.forwarded(snapshot, before.mail_from, mailbox, now)
+        yield f"If {mailbox} is forwarded to outside, that copy leaves with P1 {sender}."
+
+
+def _together(snapshot: Snapshot, client: Client, mail: Mail, answers: tuple[Answer, ...]) -> Iterator[str]:
+    """Yield what holds for the recipients together, where the milter has to part them."""
+    if snapshot.config.relay.enforced_by != "milter":
+        return
+    treatments = [flow.judge(snapshot, client, mail, answer.before.rcpt).treatment for answer in answers]
+    taken = [item for item in treatments if item not in (Treatment.REFUSE, Treatment.UNREWRITABLE)]
+    if not all(flow.together(snapshot, taken[0], item) for item in taken):
+        yield (
+            "The recipients need different treatment, so in one message the milter takes those like the first "
+            "and answers 452 4.5.3 for the others, which the client then sends again by themselves."
+        )

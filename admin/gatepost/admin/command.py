@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The `gatepost` command: its options and its help. What a subcommand does is loaded when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
+
+import click
+
+from gatepost.service.paths import DEFAULT_PATH
+from gatepost.service.version import __version__
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+click.UsageError.exit_code = os.EX_USAGE  # sysexits.h has 64 where click has 2
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  gatepost config init           write a configuration to start from
+  gatepost config check          say whether the configuration is right
+  gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
+      --rcpt x@gmail.com
+  gatepost run                   run milter and policy daemon
+
+Exit statuses are those of sysexits.h: 64 wrong usage, 65 wrong data, 78 wrong
+configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
+)
+@click.version_option(__version__, prog_name="gatepost", message="%(prog)s %(version)s")
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    default=DEFAULT_PATH,
+    envvar="GATEPOST_CONFIG",
+    show_default=True,
+    help="The configuration file.",
+)
+@click.pass_context
+def main(context: click.Context, config: str) -> None:
+    """Exchange Online's relay requirements and SRS for Postfix and Sendmail."""
+    context.obj = config
+    if "NO_COLOR" in os.environ:
+        context.color = False
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gatepost run                   both, with /etc/gatepost/gatepost.toml
+  gatepost -c ./gatepost.toml run"""
+)
+@click.pass_obj
+def run(config: str) -> None:
+    """Run the milter and the policy daemon under one supervisor.
+
+    It stays in the foreground and logs to standard error. SIGHUP loads the configuration anew, SIGTERM ends it.
+    """
+    _daemons(config, "milter", "policyd")
+
+
+@main.command(
+    epilog="""\b
+Example:
+  gatepost milter                where policyd runs in a unit of its own"""
+)
+@click.pass_obj
+def milter(config: str) -> None:
+    """Run the milter alone."""
+    _daemons(config, "milter")
+
+
+@main.command(
+    epilog="""\b
+Example:
+  gatepost policyd               where Postfix uses no milter"""
+)
+@click.pass_obj
+def policyd(config: str) -> None:
+    """Run the policy daemon alone."""
+    _daemons(config, "policyd")
+
+
+def _daemons(config: str, *names: str) -> None:
+    from gatepost.admin.run import run as run_daemons
+
+    sys.exit(run_daemons(_path(config), names))
+
+
+def _path(config: str) -> Path:
+    from pathlib import Path
+
+    return Path(config)
+
+
+@main.group("config")
+def config_group() -> None:
+    """Write, check and show the configuration."""
+
+
+@config_group.command(
+    epilog="""\b
+Examples:
+  gatepost config init           write /etc/gatepost/gatepost.toml
+  gatepost -c ./try.toml config init
+  gatepost config init --stdout | less"""
+)
+@click.option("--stdout", is_flag=True, help="Print it and write no file.")
+@click.pass_obj
+def init(config: str, stdout: bool) -> None:
+    """Write a configuration to start from, every key of it explained.
+
+    It is valid as it stands and refuses nothing (mode = "monitor"). A file that exists is never overwritten.
+    """
+    from gatepost.admin import config_commands
+
+    config_commands.init(None if stdout else _path(config))
+
+
+@config_group.command(
+    "check",
+    epilog="""\b
+Example:
+  gatepost config check && systemctl reload gatepost""",
+)
+@click.pass_obj
+def config_check(config: str) -> None:
+    """Say whether the configuration is right; list everything that is wrong with it.
+
+    Exit status 0 if it can be used, 78 if not.
+    """
+    from gatepost.admin import config_commands
+
+    config_commands.check(_path(config))
+
+
+@config_group.command(
+    epilog="""\b
+Examples:
+  gatepost config show
+  gatepost config show | grep -v '# default'"""
+)
+@click.pass_obj
+def show(config: str) -> None:
+    """Show the configuration in force, defaults included and marked, as TOML. It holds no secret."""
+    from gatepost.admin import config_commands
+
+    config_commands.show(_path(config))
+
+
+_at = click.option(
+    "--at", metavar="YYYY-MM-DD", type=click.DateTime(["%Y-%m-%d"]), help="Judge as on that day (UTC), not today."
+)
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
+      --rcpt x@gmail.com
+  gatepost check --ip 192.0.2.5 --certificate mail.contoso.com \\
+      --mail-from '<>' --rcpt bob@fabrikam.com
+  gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
+      --header-from ceo@contoso.com --rcpt x@gmail.com --requirements legacy
+
+Exit status 0 if every recipient would be let through, 1 if the rules refuse
+one, whether or not the mode is enforce; 64 wrong usage, 78 wrong configuration."""
+)
+@click.option("--ip", metavar="ADDRESS", help="The client's IP address.")
+@click.option("--helo", metavar="NAME", help="The client's HELO name. Information only, it never counts.")
+@click.option("--certificate", metavar="NAME", multiple=True, help="A name of its trusted certificate. Repeatable.")
+@click.option("--authenticated", is_flag=True, help="The client has authenticated (SASL).")
+@click.option("--mail-from", metavar="ADDRESS", required=True, help="Envelope sender, P1; '<>' is the null sender.")
+@click.option("--header-from", metavar="ADDRESS", help="The From header, P2.")
+@click.option("--rcpt", metavar="ADDRESS", multiple=True, required=True, help="A recipient. Repeatable.")
+@click.option(
+    "--requirements", type=click.Choice(["2023-11-01", "legacy"]), help="Try this rule set, not the configured one."
+)
+@_at
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+@click.pass_obj
+def check(
+    config: str,
+    ip: Optional[str],
+    helo: Optional[str],
+    certificate: Sequence[str],
+    authenticated: bool,
+    mail_from: str,
+    header_from: Optional[str],
+    rcpt: Sequence[str],
+    requirements: Optional[str],
+    at: Optional[datetime],
+    as_json: bool,
+) -> None:
+    """Say in words what becomes of a message, and why.
+
+    Relayed or refused, by which condition, what to change, and the envelope afterwards. The same code decides as in
+    the daemons; nothing is sent.
+    """
+    from gatepost.admin import check
+
+    question = check.Question(
+        ip=ip,
+        helo=helo,
+        certificate_names=tuple(certificate),
+        authenticated=authenticated,
+        mail_from=mail_from,
+        header_from=header_from,
+        recipients=tuple(rcpt),
+    )
+    sys.exit(check.run(_path(config), question, requirements, at, as_json=as_json))
+
+
+@main.group()
+def srs() -> None:
+    """Make, reverse and inspect SRS addresses."""
+
+
+_addresses = click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)
+
+
+@srs.command(
+    epilog="""\b
+Examples:
+  gatepost srs forward bob@fabrikam.com
+  gatepost srs forward --mailbox john.work@contoso.com bob@fabrikam.com
+  gatepost srs forward - < senders.txt > rewritten.txt"""
+)
+@_addresses
+@click.option("--mailbox", metavar="ADDRESS", help="The mailbox that forwards the mail, if one does.")
+@click.option("--organization", metavar="NAME", help="Whose relayed mail it is; default: the first one configured.")
+@_at
+@click.pass_obj
+def forward(
+    config: str,
+    addresses: Sequence[str],
+    mailbox: Optional[str],
+    organization: Optional[str],
+    at: Optional[datetime],
+) -> None:
+    """Print the SRS address for each envelope sender; - reads them from standard input, one a line.
+
+    Without --mailbox that is the address of relayed mail, bounces+SRS=… in the organization's default domain.
+    Exit status 65 if an address could not be rewritten.
+    """
+    from gatepost.admin import srs_commands
+
+    if mailbox and organization:
+        raise click.UsageError("--mailbox and --organization exclude each other: the mailbox's domain names it")
+    sys.exit(srs_commands.forward(_path(config), addresses, mailbox, organization, at))
+
+
+@srs.command(
+    epilog="""\b
+Example:
+  gatepost srs reverse 'bounces+SRS=y3gtqm6c=CB=fabrikam.com=bob@contoso.com'"""
+)
+@_addresses
+@_at
+@click.pass_obj
+def reverse(config: str, addresses: Sequence[str], at: Optional[datetime]) -> None:
+    """Print the original sender of each SRS address; - reads them from standard input, one a line.
+
+    Exit status 65 if an address is no SRS address of this host, has a wrong hash, or has expired.
+    """
+    from gatepost.admin import srs_commands
+
+    sys.exit(srs_commands.reverse(_path(config), addresses, at))
+
+
+@srs.command(
+    epilog="""\b
+Example:
+  gatepost srs inspect 'john.work+SRS=44ldt=IX=fabrikam.com=bob@contoso.com'"""
+)
+@_addresses
+@_at
+@click.pass_obj
+def inspect(config: str, addresses: Sequence[str], at: Optional[datetime]) -> None:
+    """Take SRS addresses apart, Exchange Online's own too; - reads them from standard input, one a line.
+
+    Says whether the address is of this host and would be reversed. Works without a configuration file as well.
+    Exit status 65 if an address is no SRS address.
+    """
+    from gatepost.admin import srs_commands
+
+    sys.exit(srs_commands.inspect(_path(config), addresses, at))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gatepost bypass on             mail passes untouched from this moment
+  gatepost bypass status || echo "bypass is on"
+  gatepost bypass off"""
+)
+@click.argument("action", metavar="on|off|status", type=click.Choice(["on", "off", "status"]))
+@click.pass_obj
+def bypass(config: str, action: str) -> None:
+    """Take gatepost out of the way of mail, or back in.
+
+    That happens at once and without touching the MTA's configuration: mail passes, nothing is refused or
+    rewritten. It lasts until `gatepost bypass off`, restarts included.
+    Exit status of status: 0 if bypass is off, 1 if it is on.
+    """
+    from gatepost.admin import bypass
+
+    sys.exit(bypass.run(_path(config), action))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  sudo gatepost demo
+  sudo gatepost demo --keep"""
+)
+@click.option("--keep", is_flag=True, help="Leave all of it running until Ctrl-C, to try by hand.")
+def demo(keep: bool) -> None:
+    """Show the relay rule and SRS on a private Postfix, with real mail.
+
+    The Postfix, gatepost and a next hop that stands for the Internet run on loopback in a temporary folder; the
+    system's own MTA is left alone. For root only: Postfix chroots its daemons.
+    Exit status: 0 if everything went as it must, 1 if not, 77 without root.
+    """
+    from gatepost.admin.demo import run
+
+    sys.exit(run(keep=keep))

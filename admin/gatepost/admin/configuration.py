@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Load the configuration for a command, or end it with every problem on standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Optional
+
+import click
+
+from gatepost.relay import RuleSet
+from gatepost.service.config import load
+from gatepost.service.snapshot import Snapshot, build, read_keys
+from gatepost.service.tables import ConfigError
+from gatepost.srs import Keys
+
+
+@contextmanager
+def problems_reported() -> Iterator[None]:
+    """Turn a ConfigError into a line on standard error for each problem, and exit status 78."""
+    try:
+        yield
+    except ConfigError as error:
+        for problem in error.problems:
+            complain(problem)
+        sys.exit(os.EX_CONFIG)
+
+
+def complain(text: str) -> None:
+    """Print one line to standard error; what could act on a terminal is replaced."""
+    click.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def secret_missing(error: ConfigError) -> bool:
+    """Tell whether `read_keys` failed because there is no secret yet: the first start makes it."""
+    return isinstance(error.__cause__, FileNotFoundError)
+
+
+def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
+    """Return the snapshot of the configuration in *path*, so that rules can be tried before the first start.
+
+    The second result is the SRS secret's file where that is missing, and a placeholder in its place. Raises
+    ConfigError.
+    """
+    config = load(path)
+    file = config.srs.secret_file
+    try:
+        return build(config, read_keys(file)), None
+    except ConfigError as error:
+        if not secret_missing(error):
+            raise
+    return build(config, Keys([b"placeholder"])), file
+
+
+def with_requirements(snapshot: Snapshot, rule_set: RuleSet) -> Snapshot:
+    """Return *snapshot* as it would be with another rule set."""
+    config = snapshot.config
+    return replace(snapshot, config=replace(config, relay=replace(config.relay, requirements=rule_set)))

@@ -47,7 +47,7 @@ class Gatepost:
     """`gatepost -c CONFIGURATION COMMAND` with sockets and state in *folder*; a context manager: started, then stopped.
 
     top: lines before the tables; organizations and more: TOML. milter: "" for the Unix socket milter.sock.
-    metrics: with the exporter, at metrics_port.
+    metrics: with the exporter, at metrics_port. program: Python's arguments, where it is not the gatepost command.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class Gatepost:
         workers: int = 1,
         policyd: str = "",
         metrics: bool = False,
+        program: Sequence[str] = (),
     ) -> None:
         self.folder = folder
+        self.program = program
         self.command = command
         self.configuration = folder / "gatepost.toml"
         self.socket = str(folder / "milter.sock")
@@ -115,7 +117,7 @@ class Gatepost:
         """Start the process; return at once."""
         self._lines.clear()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gatepost.admin", "-c", str(self.configuration), self.command],
+            [sys.executable, *(self.program or ("-m", "gatepost.admin", "-c", str(self.configuration), self.command))],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": ":".join(ROOTS), **(environment or {})},
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

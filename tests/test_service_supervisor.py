@@ -19,6 +19,35 @@ from milterclient import MilterClient, MilterError, Outcome
 OUTSIDE = b"<x@gmail.example>"
 PASSED = Outcome(rcpt=["continue"], eoh="continue", eom="continue")
 
+ODD_WORKERS = """
+import os, signal, sys, time
+from pathlib import Path
+from gatepost.service import log, supervisor
+
+class Odd:
+    # Workers that with validity_days = 20 never get ready, and with 19 die before the file `go` is there.
+    name = "odd"
+    silence_s = 5.0
+    def workers(self, config): return 2
+    def open(self): pass
+    def release(self): pass
+    def close(self): pass
+    def serve(self, snapshot, series, index):
+        days = snapshot.config.srs.validity_days
+        if days == 19 and not path.with_name("go").exists():
+            raise RuntimeError("not yet")
+        series.ready = days != 20
+        log.info(f"worker {index} with {days} days")
+        while not signal.sigtimedwait({signal.SIGUSR1}, 0.1):
+            series.beat(time.monotonic())
+
+if os.fork() == 0:
+    os._exit(0)  # a child that the supervisor did not make
+supervisor.RELOAD_S = 0.5
+path = Path(sys.argv[1])
+supervisor.Supervisor(path, supervisor.first_snapshot(path), [Odd()], "odd").run(lambda state: None)
+"""
+
 
 def asks_milter(gatepost: Gatepost, reverse_path: bytes = b"<app@contoso.com>") -> Outcome:
     with MilterClient(gatepost.socket) as client:
@@ -95,16 +124,15 @@ def test_systemd_is_told_ready_once_everything_serves_then_reloading_then_stoppi
             gatepost.stop()
 
 
-def test_daemon_that_cannot_start_yet_is_not_called_ready_until_it_has(tmp_path: Path) -> None:
-    gatepost = Gatepost(tmp_path, metrics=True)
-    (gatepost.state / "hops").mkdir(parents=True)
+def test_daemon_whose_workers_die_is_not_called_ready_until_they_live(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, program=["-c", ODD_WORKERS, str(tmp_path / "gatepost.toml")])
+    gatepost.configure(more="[srs]\nvalidity_days = 19\n")
     gatepost.start()
     try:
-        gatepost.wait_for_log(r"error: milter worker \d+ died", count=2)
+        gatepost.wait_for_log(r"error: odd worker \d+ died \(exit status 1\)$", count=3)
         assert not any(line.endswith("ready") for line in gatepost.log)
-        (gatepost.state / "hops").rmdir()
-        gatepost.wait_for_log("milter ready$")
-        assert asks_milter(gatepost) == PASSED
+        (tmp_path / "go").touch()
+        gatepost.wait_for_log("odd ready$")
     finally:
         gatepost.stop()
 
@@ -329,6 +357,35 @@ def test_reloads_in_quick_succession_end_with_one_set_of_workers(milter: Gatepos
         sent = len(results)
         poll(lambda: len(results) > sent + 5, "mail afterwards")
     assert [result for result in results if result != PASSED] == []
+
+
+def test_reload_whose_workers_do_not_get_ready_is_taken_back(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, program=["-c", ODD_WORKERS, str(tmp_path / "gatepost.toml")])
+    with gatepost:
+        gatepost.configure(more="[srs]\nvalidity_days = 20\n")
+        gatepost.signal(signal.SIGHUP)
+        gatepost.wait_for_log("error: the workers with the new configuration did not get ready$")
+        gatepost.wait_for_log("error: configuration not reloaded, the one loaded before stays in force$")
+        mark = gatepost.mark()
+        gatepost.configure(more="[srs]\nvalidity_days = 22\n")
+        gatepost.signal(signal.SIGHUP)
+        gatepost.wait_for_log("with 22 days$", after=mark, count=2)
+        gatepost.wait_for_log("configuration reloaded$", after=mark)
+        gatepost.signal(signal.SIGTERM)
+        assert gatepost.wait() == 0
+
+
+def test_reload_asked_for_during_a_reload_is_made_after_it(tmp_path: Path) -> None:
+    gatepost = Gatepost(tmp_path, program=["-c", ODD_WORKERS, str(tmp_path / "gatepost.toml")])
+    with gatepost:
+        gatepost.configure(more="[srs]\nvalidity_days = 20\n")
+        gatepost.signal(signal.SIGHUP)
+        gatepost.wait_for_log("with 20 days$", count=2)
+        gatepost.configure(more="[srs]\nvalidity_days = 22\n")
+        gatepost.signal(signal.SIGHUP)
+        gatepost.wait_for_log("error: configuration not reloaded")
+        gatepost.wait_for_log("configuration reloaded$")
+        gatepost.wait_for_log("with 22 days$", count=2)
 
 
 # Workers that go away

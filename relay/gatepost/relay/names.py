@@ -16,14 +16,19 @@ _is_domain = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
 def normalize_domain(text: str) -> Optional[str]:
     """Return *text* as a domain name in normal form; None where it is none.
 
-    U-labels become A-labels (IDNA 2003). Underscores pass, for real hosts have them. An address literal, a
+    U-labels become A-labels (IDNA 2003); one that this changes beyond its case is refused, for IDNA 2008 may differ.
+    Underscores pass, for real hosts have them. An address literal, a
     bare IP address, white space around a name and an empty label make it no domain name.
     """
     if len(text) > MAX_DOMAIN + 1:  # before the idna codec, which is slow on long text
         return None
     if not text.isascii():
         try:
-            text = text.encode("idna").decode("ascii")
+            encoded = text.encode("idna")
+            # What IDNA 2003 maps to something else, such as ß to ss, the MTA may take for another domain.
+            if encoded.decode("idna") != text.lower():
+                return None
+            text = encoded.decode("ascii")
         except UnicodeError:
             return None
     domain = text.lower()

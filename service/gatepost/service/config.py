@@ -7,7 +7,7 @@ import ipaddress
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Optional, Union
@@ -142,6 +142,8 @@ def read(path: Path) -> dict[str, object]:
         raise ConfigError([f"{path}: is not UTF-8 (octet {error.start})"]) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([f"{path}: is not TOML: {error}"]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: is nested too deeply"]) from error
 
 
 def parse(raw: Mapping[str, object], path: Path) -> Config:
@@ -164,13 +166,12 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
         policyd=_policyd(top.table("policyd")),
         egress=_egress(top.optional_table("egress")),
         metrics=_metrics(top.table("metrics")),
-        warnings=tuple(notes.warnings),
     )
     top.close()
     _check_together(config, notes)
     if notes.problems:
         raise ConfigError(notes.problems)
-    return config
+    return replace(config, warnings=tuple(notes.warnings))
 
 
 def _relay(table: Table) -> RelayConfig:
@@ -378,7 +379,7 @@ def _listen(table: Table, name: str, text: str) -> Listen:
 
 def _host_and_port(text: str) -> Optional[Listen]:
     host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+    if not host or not (port.isascii() and port.isdigit()) or not (len(port) < 6 and 0 < int(port) < 65536):
         return None
     return Listen(host=host.strip("[]"), port=int(port))
 
@@ -390,6 +391,11 @@ def _check_together(config: Config, notes: Notes) -> None:
             "relay.requirements",
             '"legacy" needs the header From, which the policy protocol does not carry; '
             'use enforced_by = "milter" or requirements = "2023-11-01"',
+        )
+    if config.egress and len({settings.mode for settings in config.settings.values()}) > 1:
+        notes.warn(
+            "egress",
+            "the hop can't tell organizations apart: what leaves through one in mode monitor is rewritten, too",
         )
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
     taken: dict[str, str] = {}

@@ -90,12 +90,23 @@ def parse_address(text: str) -> Address:
         if text.startswith(("@", '"')):  # a source route, a broken quoted string
             raise
         local, _, domain = text.rpartition("@")
-        return Address(local, domain)
+        return Address(local, domain[:-1] if domain.endswith(".") else domain)  # Postfix, too, drops the final dot
 
 
 def domain_of(address: str) -> Optional[str]:
     """Return the domain of *address* as an A-label in lower case; None where there is none."""
     return normalize_domain(address.rpartition("@")[2]) if "@" in address else None
+
+
+def plain(address: str) -> bool:
+    """Tell whether *address* is a local part without quotes and a domain, and can be read in one way only.
+
+    `<a@fabrikam.example(@contoso.com>` is a@fabrikam.example to Postfix, which takes ( for the begin of a comment.
+    """
+    return _PLAIN.fullmatch(address) is not None
+
+
+_PLAIN = re.compile(r"""[^\s@"(),:;<>\\\[\]]+@[^\s@"(),:;<>\\]+""")
 
 
 def routed(address: str) -> bool:
@@ -115,11 +126,12 @@ def judge(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, *, headers_
         enforce = snapshot.enforces(snapshot.default_organization)
     else:
         enforce = snapshot.enforces(verdict.organization)
-    if verdict.result is Result.INSIDE or not enforce:
+    if verdict.result is Result.REFUSE and rule_set is RuleSet.LEGACY and not headers_seen:
+        treatment = Treatment.UNDECIDED
+    elif verdict.result is Result.INSIDE or not enforce:
         treatment = Treatment.KEEP
     elif verdict.result is Result.REFUSE:
-        undecided = rule_set is RuleSet.LEGACY and not headers_seen
-        treatment = Treatment.UNDECIDED if undecided else Treatment.REFUSE
+        treatment = Treatment.REFUSE
     else:
         treatment = _TREATMENT[leaving(snapshot, mail.reverse_path)]
     return Judgement(verdict, enforce, treatment)
@@ -130,7 +142,7 @@ def together(snapshot: Snapshot, first: Treatment, other: Treatment) -> bool:
 
     With an egress hop those that need another sender get it there, each on its own.
     """
-    if first is other:
+    if first is other or not snapshot.enforcing:
         return True
     return snapshot.config.egress is not None and Treatment.UNDECIDED not in (first, other)
 

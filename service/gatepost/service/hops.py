@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 SLOTS = 1 << 18
+MAX_AGE_S = 7 * 86400
 _SLOT = struct.Struct("<16s8s16sd4xI")
 """digest of the queue ID, digest of the organisation's name, reference, Unix seconds, CRC-32 of all before it"""
 _NEIGHBOURS = 8
@@ -36,10 +37,17 @@ class Hops:
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, SLOTS * _SLOT.size)
+            os.posix_fallocate(descriptor, 0, SLOTS * _SLOT.size)  # a write to a hole of a full disk is a SIGBUS
             self._map = mmap.mmap(descriptor, SLOTS * _SLOT.size)
         finally:
             os.close(descriptor)
+
+    @classmethod
+    def unshared(cls) -> Hops:
+        """Return a table of this process alone, for where the file can't be had."""
+        hops = cls.__new__(cls)
+        hops._map = mmap.mmap(-1, SLOTS * _SLOT.size)
+        return hops
 
     def put(self, queue_id: str, hop: Hop, now: int) -> None:
         """Remember *hop* for *queue_id*; *now* in Unix seconds."""
@@ -55,12 +63,12 @@ class Hops:
         octets = _SLOT.pack(key, hop.organization, hop.reference.encode("ascii"), now, 0)[:_CHECKED]
         self._map[oldest : oldest + _SLOT.size] = octets + zlib.crc32(octets).to_bytes(4, "little")
 
-    def get(self, queue_id: str) -> Optional[Hop]:
-        """Return what is remembered for *queue_id*."""
+    def get(self, queue_id: str, now: int) -> Optional[Hop]:
+        """Return what is remembered for *queue_id*; queue IDs come again, so not what is older than a week."""
         key = _digest(queue_id, 16)
         for offset in _offsets(key):
             slot = self._read(offset)
-            if slot is not None and slot[0] == key:
+            if slot is not None and slot[0] == key and now - slot[3] < MAX_AGE_S:
                 organization = slot[1] if any(slot[1]) else b""  # a digest may end with a zero octet
                 return Hop(organization, slot[2].rstrip(b"\0").decode("ascii"))
         return None

@@ -43,6 +43,11 @@ def fault(text: str, raised: BaseException) -> None:
             error(line)
 
 
+def address(text: str) -> str:
+    """Return an address as it stands in a line; no > in it can end it early and begin a field of its own."""
+    return "<" + text.replace("<", "?").replace(">", "?") + ">"
+
+
 def _write(level: int, text: str) -> None:
     head = f"<{level}>" if _journal else time.strftime("%Y-%m-%dT%H:%M:%S ") + f"{_program}[{os.getpid()}]: "
     line = (head + text.translate(_CONTROL) + "\n").encode("utf-8", "backslashreplace")

@@ -74,7 +74,7 @@ MESSAGES = Counter(
 )
 STAGE_DURATION = Histogram(
     "gatepost_stage_duration_seconds",
-    "Time that gatepost took to answer one SMTP stage.",
+    "Time that gatepost took for one SMTP stage, one policy request or one map look-up.",
     ("stage",),
     buckets=(50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 250e-3, 1.0),
 )

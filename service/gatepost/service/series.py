@@ -74,14 +74,21 @@ class Series:
             os.close(fd)
             path.unlink()
             raise
-        series._allocated = STEP_BYTES
-        words = series._words
-        words[_AT_USED], words[_AT_LIFE] = _FIRST, _new_life()
-        series.beat(time.monotonic())
+        return series._begun(STEP_BYTES)
+
+    def _begun(self, allocated: int) -> Series:
+        self._allocated = allocated
+        self._words[_AT_USED], self._words[_AT_LIFE] = _FIRST, _new_life()
+        self.beat(time.monotonic())
         for metric in CATALOGUE:
-            series._place(metric, metric.other)
-        words[_AT_MAGIC] = _MAGIC
-        return series
+            self._place(metric, metric.other)
+        self._words[_AT_MAGIC] = _MAGIC
+        return self
+
+    @classmethod
+    def unshown(cls) -> Series:
+        """Return one in memory, which a process shares with its children and no reader sees."""
+        return cls(mmap.mmap(-1, CAPACITY_BYTES))._begun(CAPACITY_BYTES)
 
     @classmethod
     def attach(cls, path: Path) -> Series:

@@ -12,12 +12,13 @@ import ctypes
 import gc
 import itertools
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn, Optional, Protocol
 
 from gatepost.service import log, metrics
 from gatepost.service.config import Config
@@ -27,6 +28,10 @@ from gatepost.service.tables import ConfigError
 
 START_S = 10.0
 """A worker that is not ready by then is taken for silent."""
+RELOAD_S = 8.0
+"""A reload whose workers are not all ready by then is taken back."""
+DESCRIPTORS = 5200
+"""How many open files a worker may need: libmilter and policyd hold one for each connection."""
 DRAIN_S = 30.0
 RESPAWN_S = 1.0
 """A worker that lived for less than this is replaced no sooner than this after its start."""
@@ -46,6 +51,9 @@ class Daemon(Protocol):
     def open(self) -> None:
         """Open the listening sockets. Raises OSError."""
 
+    def release(self) -> None:
+        """Close the listening sockets in a process that does not serve them."""
+
     def close(self) -> None:
         """Close the listening sockets and remove their files, in the supervisor; the second time nothing happens."""
 
@@ -64,6 +72,10 @@ class _Worker:
     replaced: bool = False
     drain_by: float = float("inf")
     killed: bool = False
+
+    @property
+    def draining(self) -> bool:
+        return self.drain_by < float("inf")
 
 
 @dataclass
@@ -87,11 +99,15 @@ class Supervisor:
         self._names = name.replace("+", " and ")
         self._changing = f"{self._names} ready"
         self._stopping = False
+        self._before: Optional[Snapshot] = None  # while a reload is under way: what was in force
+        self._reload_by = 0.0
+        self._again = False
         self._folder = series_folder(snapshot.config)
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until SIGTERM or SIGINT; *ready* takes states of sd_notify(3). Raises OSError without a socket."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED | {signal.SIGUSR1})
+        _raise_descriptor_limit()
         opened: list[Daemon] = []
         try:
             for daemon in self._daemons:
@@ -125,16 +141,25 @@ class Supervisor:
         path = self._folder / f"{daemon.name}-{next(self._numbers)}.series"
         now = time.monotonic()
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             series = Series.create(path)
-        except OSError as error:
-            log.error(f"{daemon.name} worker not started, its metrics can't be kept: {error}")
-            self._respawns.append(_Respawn(daemon, index, now + RESPAWN_S))
-            return
+        except OSError as error:  # mail matters more than its metrics
+            log.error(f"{daemon.name} worker: its metrics are not shown: {error}")
+            series = Series.unshown()
         worker = _Worker(daemon, index, self._snapshot, series, path, now)
         gc.freeze()
         parent = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            log.error(f"{daemon.name} worker not started: {error}")
+            path.unlink(missing_ok=True)
+            self._respawns.append(_Respawn(daemon, index, now + RESPAWN_S))
+            return
         if pid == 0:
+            for other in self._daemons:
+                if other is not daemon:
+                    other.release()
             _work(worker, parent)
         self._workers[pid] = worker
 
@@ -148,10 +173,10 @@ class Supervisor:
                 self._stop()
             elif number == signal.SIGHUP and not self._stopping:
                 ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-                self._reload()
-                if not self._changing:
-                    ready("READY=1")
+                self._reload(ready)
             self._reap()
+            if self._before and not self._stopping:
+                self._settle(self._before, ready)
             self._watch()
             self._show()
             if self._changing and not self._stopping and self._all_ready():
@@ -178,30 +203,75 @@ class Supervisor:
                 return
 
     def _drain(self, pid: int, worker: _Worker) -> None:
-        if worker.drain_by == float("inf"):
+        if not worker.draining:
             worker.drain_by = time.monotonic() + DRAIN_S
             os.kill(pid, signal.SIGUSR1)
 
-    def _reload(self) -> None:
+    def _reload(self, ready: Callable[[str], None]) -> None:
+        """Start workers with the configuration as the file has it; `_settle` says what comes of it."""
+        if self._before:
+            self._again = True
+            return
         try:
             snapshot = load_snapshot(self._path)
             refuse_fixed_changes(self._snapshot.config, snapshot.config)
         except ConfigError as error:
             for problem in error.problems:
                 log.error(problem)
-            log.error("configuration not reloaded, the one loaded before stays in force")
-            self._count_reload("kept")
+            self._keep(ready)
             return
+        except Exception as error:  # noqa: BLE001  whatever is in the file, the service goes on
+            log.fault("reading the configuration", error)
+            self._keep(ready)
+            return
+        self._before = self._snapshot
         self._snapshot = snapshot
-        self._changing = "configuration reloaded"
+        self._reload_by = time.monotonic() + RELOAD_S
         self._respawns.clear()
         for worker in self._workers.values():
             worker.replaced = True
         for daemon in self._daemons:
             self._start(daemon)
-        self._count_reload("loaded")
-        for warning in snapshot.config.warnings:
-            log.warning(warning)
+
+    def _settle(self, before: Snapshot, ready: Callable[[str], None]) -> None:
+        """End a reload once its workers are all ready, or take it back where they are not in time.
+
+        Milter and policyd change together: with different configurations mail would go round between them.
+        """
+        if not self._respawns and all(item.series.ready for item in self._workers.values() if not item.replaced):
+            self._before = None
+            self._changing = "configuration reloaded"
+            self._count_reload("loaded")
+            for warning in self._snapshot.config.warnings:
+                log.warning(warning)
+        elif time.monotonic() > self._reload_by:
+            log.error("the workers with the new configuration did not get ready")
+            self._take_back(before)
+            self._keep(ready)
+        else:
+            return
+        if self._again:
+            self._again = False
+            self._reload(ready)
+
+    def _take_back(self, before: Snapshot) -> None:
+        self._before = None
+        self._snapshot = before
+        self._respawns.clear()
+        for pid, worker in self._workers.items():
+            if worker.replaced:
+                worker.replaced = False
+            else:
+                self._drain(pid, worker)
+        for daemon in self._daemons:
+            there = {item.index for item in self._workers.values() if item.daemon is daemon and not item.draining}
+            missing = set(range(daemon.workers(before.config))) - there
+            self._respawns += [_Respawn(daemon, index) for index in sorted(missing)]
+
+    def _keep(self, ready: Callable[[str], None]) -> None:
+        log.error("configuration not reloaded, the one loaded before stays in force")
+        self._count_reload("kept")
+        ready("READY=1")
 
     def _count_reload(self, result: str) -> None:
         self._series.add(metrics.RELOADS, (self._name, result))
@@ -214,17 +284,18 @@ class Supervisor:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            worker = self._workers.pop(pid)
+            worker = self._workers.pop(pid, None)
+            if worker is None:
+                continue  # a process that was left to us, as to PID 1 of a container
             try:
                 fold(self._folder, worker.daemon.name, worker.path)
             except OSError as error:  # its file still counts
                 log.error(f"the metrics of {worker.daemon.name} worker {pid} can't be put away: {error}")
-            expected = worker.drain_by < float("inf")
-            if not (expected and status == 0):
+            if not (worker.draining and status == 0):
                 cause = "silent" if worker.killed else "died"
                 log.error(f"{worker.daemon.name} worker {pid} {cause} ({_status_text(status)})")
                 self._series.add(metrics.WORKER_RESTARTS, (worker.daemon.name, cause))
-            if not (self._stopping or worker.replaced or expected):
+            if not (self._stopping or worker.replaced or worker.draining):
                 self._respawns.append(_Respawn(worker.daemon, worker.index, worker.started + RESPAWN_S))
 
     def _watch(self) -> None:
@@ -243,20 +314,15 @@ class Supervisor:
             if now - seen > limit or now > worker.drain_by:
                 worker.killed = True
                 os.kill(pid, signal.SIGKILL)
-            elif worker.replaced and self._successors_ready(worker.daemon):
+            elif worker.replaced and not self._before:
                 self._drain(pid, worker)
-
-    def _successors_ready(self, daemon: Daemon) -> bool:
-        fresh = [item for item in self._workers.values() if item.daemon is daemon and not item.replaced]
-        return bool(fresh) and all(item.series.ready for item in fresh)
 
     def _show(self) -> None:
         """Put the number of workers, wanted and there, into the metrics."""
         self._series.beat(time.monotonic())
         for daemon in self._daemons:
             alive = sum(
-                item.daemon is daemon and item.series.ready and item.drain_by == float("inf")
-                for item in self._workers.values()
+                item.daemon is daemon and item.series.ready and not item.draining for item in self._workers.values()
             )
             wanted = 0 if self._stopping else daemon.workers(self._snapshot.config)
             self._series.set(metrics.WORKERS, (daemon.name,), alive)
@@ -289,6 +355,7 @@ def refuse_fixed_changes(old: Config, new: Config) -> None:
             ("milter.listen", old.milter.listen, new.milter.listen),
             ("policyd.listen", old.policyd.listen, new.policyd.listen),
             ("metrics.listen", old.metrics, new.metrics),
+            ("egress", old.egress, new.egress),  # it names a smtpd of Postfix, which does not change with it
         )
         if before != after
     ]
@@ -321,6 +388,13 @@ def _status_text(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"signal {os.WTERMSIG(status)}"
     return f"exit status {os.WEXITSTATUS(status)}"
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < DESCRIPTORS:
+        limit = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def notify(state: str) -> None:

@@ -76,6 +76,8 @@ class Table:
             self.problem(name, f"{_shown(value)} is not one of {_quoted(allowed)}{_guess(value, allowed)}")
         elif not (value or may_be_empty):
             self.problem(name, '"" is empty')
+        elif not value.isprintable():
+            self.problem(name, f"{_shown(value)} has a character in it that can't be printed")
         else:
             return value
         return default or ""
@@ -114,7 +116,9 @@ class Table:
             self.problem(name, f"{_shown(value)} is not a list of strings")
             return tuple(default)
         for index, item in enumerate(values):
-            if allowed and item not in allowed:
+            if not item.isprintable():
+                self.problem(f"{name}[{index}]", f"{_shown(item)} has a character in it that can't be printed")
+            elif allowed and item not in allowed:
                 self.problem(
                     f"{name}[{index}]",
                     f"{_shown(item)} is not one of {_quoted(allowed)}{_guess(item, allowed)}",

@@ -118,7 +118,12 @@ def examine(snapshot: Snapshot, question: Question, now: int) -> Report:
         authenticated=question.authenticated and "authenticated" in config.relay.exempt,
     )
     answers = tuple(_answer(snapshot, client, mail, bare(rcpt), now) for rcpt in question.recipients)
-    notes = tuple(_together(snapshot, client, mail, answers))
+    notes: tuple[str, ...] = tuple(
+        f"The MTA may take {rcpt} for an address elsewhere; the milter asks it, policyd takes it for outside."
+        for rcpt in map(bare, question.recipients)
+        if flow.routed(rcpt)
+    )
+    notes += tuple(_together(snapshot, client, mail, answers))
     if not config.organizations:
         notes = (*notes, "No organization is declared, so gatepost refuses nothing and rewrites nothing.")
     return Report(

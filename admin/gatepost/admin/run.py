@@ -35,6 +35,9 @@ class MetricsDaemon:
         except OSError as error:
             raise OSError(error.errno, f"cannot listen: {error.strerror}", f"metrics.listen {self._listen}") from error
 
+    def release(self) -> None:
+        """Nothing is open but in the worker."""
+
     def close(self) -> None:
         """The worker's socket goes with it."""
 

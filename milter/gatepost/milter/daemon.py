@@ -43,6 +43,8 @@ UNUSED = milter.P_NOBODY | milter.P_NOUNKNOWN
 TIMEOUT_S = 7210  # libmilter looks at it every 600 s only; Postfix' own time limits are the shorter ones
 BEAT_S = 0.25
 DRAIN_S = 20.0
+LINGER_S = 2.0
+"""How long a drain waits for a client that is between two messages."""
 Context = Any  # pymilter's milterContext has no type of its own
 
 
@@ -64,7 +66,7 @@ class MilterDaemon:
     def __init__(self, listen: Listen) -> None:
         self._listen = listen
         self._descriptor = -1
-        self._active = 0
+        self._sessions: set[Session] = set()
         self._lock = threading.Lock()
         self._worker: Optional[_Worker] = None
 
@@ -88,10 +90,14 @@ class MilterDaemon:
             with socket.socket(fileno=os.dup(self._descriptor)) as listener:
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
 
-    def close(self) -> None:
+    def release(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            self.release()
             remove(self._listen)
 
     def _register(self) -> None:
@@ -128,16 +134,18 @@ class MilterDaemon:
         options[2] = options[3] = 0
         for stage, names in MACROS.items():
             ctx.setsymlist(stage, names)
-        ctx.setpriv(Session(worker.snapshot, worker.hops, worker.series, _macros(ctx), time.time))
+        session = Session(worker.snapshot, worker.hops, worker.series, _macros(ctx), time.time)
+        ctx.setpriv(session)
         with self._lock:
-            self._active += 1
+            self._sessions.add(session)
         return int(milter.CONTINUE)
 
     def _close(self, ctx: Context) -> int:
-        if ctx.getpriv() is not None:  # a peer that breaks the protocol can have its connection closed twice
+        session = ctx.getpriv()
+        if session is not None:  # a peer that breaks the protocol can have its connection closed twice
             ctx.setpriv(None)  # the session holds the context, too
             with self._lock:
-                self._active -= 1
+                self._sessions.discard(session)
         return int(milter.CONTINUE)
 
     def _quiet(self, stage: str, call: Callable[..., None]) -> Callable[..., int]:
@@ -192,7 +200,7 @@ class MilterDaemon:
 
     def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run libmilter in this process until SIGUSR1 has drained it."""
-        self._worker = _Worker(snapshot, series, Hops(snapshot.config.state_directory / "hops"))
+        self._worker = _Worker(snapshot, series, _hops(snapshot.config))
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[index % len(cpus)]})
         sys.excepthook = lambda kind, error, _: log.warning(f"skipped what pymilter can't decode: {error}")
@@ -214,13 +222,24 @@ class MilterDaemon:
         nobody.setblocking(False)
         os.dup2(nobody.fileno(), self._descriptor)
         series.ready = False
-        end = time.monotonic() + DRAIN_S
+        began = time.monotonic()
         # A connection accepted just before has not been negotiated yet: two looks at an idle worker, a beat apart.
         idle_looks = 0
-        while idle_looks < 2 and time.monotonic() < end:
+        while idle_looks < 2 and time.monotonic() < began + DRAIN_S:
             series.beat(time.monotonic())
             time.sleep(0.05)
-            idle_looks = idle_looks + 1 if self._active == 0 else 0
+            with self._lock:
+                busy = any(session.busy for session in self._sessions)
+                idle = not busy if time.monotonic() > began + LINGER_S else not self._sessions
+            idle_looks = idle_looks + 1 if idle else 0
+
+
+def _hops(config: Config) -> Hops:
+    try:
+        return Hops(config.state_directory / "hops")
+    except OSError as error:  # forwarded mail then leaves as bounces+SRS=, or with luck in its mailbox's name
+        log.error(f"the egress hop learns too little of a message's way in: {error}")
+        return Hops.unshared()
 
 
 def _connect(session: Session, name: str, family: int, address: Any) -> None:

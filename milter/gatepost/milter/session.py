@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import getaddresses
 from typing import Optional
 
@@ -32,7 +32,7 @@ from gatepost.service.snapshot import Snapshot
 from gatepost.srs import AddressError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_RECEIVED = r"(?:^|\n\s)by {} \([^)\n]*\)(?: with \S+)?\s+id (\w+)"
+_RECEIVED = re.compile(r"(?:^|\n\s)by (\S+) \([^\n]*\)(?: with \S+)?\s+id (\w+)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Recipient:
 class Transaction:
     """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
 
-    orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. refusal: of a message
+    orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names of this
+    Postfix in Received lines, empty below the first line that is another's. refusal: of a message
     from sendmail(1), which can be answered at its end only.
     """
 
@@ -59,7 +60,7 @@ class Transaction:
     egress_rcpt: str = ""
     orcpt: str = ""
     hop: Optional[Hop] = None
-    own_received: bool = True
+    own_hosts: Optional[set[str]] = None
     reference: str = ""
     refusal: Optional[Reply] = None
 
@@ -86,11 +87,16 @@ class Session:
         self._ip: Optional[str] = None
         self._local = False
         self._egress = False
-        self._received = re.compile("(?!)")
+        self._hostname = ""
         self._client: Optional[Client] = None
         self._identity = ("", "")
         self._transaction: Optional[Transaction] = None
         self._failed = True  # until connect has come through
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether a message is under way."""
+        return self._transaction is not None
 
     def fail(self) -> None:
         """Put off what this connection still brings: a stage of it went wrong."""
@@ -100,12 +106,13 @@ class Session:
     def connect(self, ip: Optional[str], port: int) -> None:
         """Begin. *ip*: None where the MTA knows none. Postfix reports sendmail(1) as a loopback client on port 0."""
         self._failed = False
+        self._client = self._transaction = None  # an MTA may use one milter connection for several clients
         self._ip = ip
         self._local = port == 0 and ip in ("127.0.0.1", "::1")
         config = self._snapshot.config.egress
         self._egress = config is not None and self._macro("{daemon_name}") == config.daemon_name
         if self._egress:
-            self._received = re.compile(_RECEIVED.format(re.escape(self._macro("j"))))
+            self._hostname = self._macro("j")
 
     def mail(self, path: str) -> None:
         """Begin a message with the argument *path* of MAIL FROM."""
@@ -113,7 +120,7 @@ class Session:
         if self._failed:
             return
         reverse_path = path.strip("<>") if path.startswith("<") else path
-        if reverse_path and ("@" not in reverse_path or reverse_path.startswith("@")):
+        if reverse_path and not flow.plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or reverse_path
         self._transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
 
@@ -141,8 +148,6 @@ class Session:
         if transaction.bypassed:
             return None
         rcpt = path.strip("<>") if path.startswith("<") else path
-        if _CONTROL.search(transaction.reverse_path) or _CONTROL.search(rcpt):
-            return BAD_SENDER if _CONTROL.search(transaction.reverse_path) else BAD_RECIPIENT
         if self._egress:
             return self._egress_rcpt_stage(transaction, rcpt, parameters)
         reply = self._ingress_rcpt_stage(transaction, rcpt)
@@ -153,20 +158,25 @@ class Session:
         return reply
 
     def _ingress_rcpt_stage(self, transaction: Transaction, rcpt: str) -> Optional[Reply]:
-        if "@" not in rcpt or flow.routed(rcpt):  # only the MTA knows where that leads
+        if _CONTROL.search(transaction.reverse_path):
+            return BAD_SENDER
+        if _CONTROL.search(rcpt):
+            return BAD_RECIPIENT
+        if not flow.plain(rcpt) or flow.routed(rcpt):  # only the MTA knows where that leads
             rcpt = self._macro("{rcpt_addr}") or rcpt
         mail = Mail(transaction.reverse_path)
         judgement = flow.judge(self._snapshot, transaction.client, mail, rcpt)
-        if judgement.treatment is not Treatment.UNDECIDED:
-            self._count(judgement)
+        if self._snapshot.config.relay.enforced_by != "milter":
+            if judgement.treatment is Treatment.REFUSE:  # policyd has seen it, and left it to Postfix
+                judgement = replace(judgement, treatment=Treatment.KEEP)
+        elif judgement.treatment is not Treatment.UNDECIDED:
+            self._judged(transaction, rcpt, judgement)
         if judgement.treatment is Treatment.REFUSE:
             return self._refuse(transaction, rcpt, judgement)
         if judgement.treatment is Treatment.UNREWRITABLE:
             return self._unrewritable(transaction, rcpt, judgement)
         if not self._may_join(transaction, judgement):
             return TRY_APART
-        if judgement.verdict.result is Result.REFUSE and judgement.treatment is Treatment.KEEP:
-            self._log("monitor", transaction, judgement, f"to=<{rcpt}>, ")
         transaction.recipients.append(Recipient(rcpt, judgement))
         return None
 
@@ -195,12 +205,20 @@ class Session:
         name = name.lower()
         if name == "from" and not self._egress:
             transaction.headers_from.append(value)
-        elif name == "received" and self._egress and transaction.own_received and transaction.hop is None:
-            # The topmost is of the MTA that sent the message on; local(8) adds one for each forwarding.
-            found = self._received.search(value)
-            transaction.own_received = found is not None
-            transaction.hop = self._hops.get(found[1]) if found else None
-            transaction.reference = transaction.hop.reference if transaction.hop else ""
+        elif name == "received" and self._egress and transaction.hop is None:
+            self._follow_received(transaction, value)
+
+    def _follow_received(self, transaction: Transaction, value: str) -> None:
+        """Look the message up by the queue IDs of this Postfix: the topmost line's, and those below it for as long as
+        they are its own; local(8) adds one for each forwarding."""
+        found = _RECEIVED.search(value)
+        if transaction.own_hosts is None:
+            transaction.own_hosts = {self._hostname, found[1]} if found else set()
+        if found is None or found[1] not in transaction.own_hosts:
+            transaction.own_hosts = set()
+            return
+        transaction.hop = self._hops.get(found[2], int(self._clock()))
+        transaction.reference = transaction.hop.reference if transaction.hop else ""
 
     def eoh(self) -> Optional[Reply]:
         """Decide what only the header From can decide (rule set legacy), for the whole message."""
@@ -211,7 +229,7 @@ class Session:
         for index, recipient in enumerate(transaction.recipients):
             if recipient.judgement.treatment is Treatment.UNDECIDED:
                 judgement = flow.judge(self._snapshot, transaction.client, mail, recipient.rcpt, headers_seen=True)
-                self._count(judgement)
+                self._judged(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.REFUSE:
                     return self._refuse(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.UNREWRITABLE:
@@ -233,6 +251,8 @@ class Session:
             return self._egress_eom(transaction, change_sender, now)
         if transaction.refusal:
             return transaction.refusal
+        if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
+            return FAULT  # the end of the headers never came
         rewritten = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
         # Of mail from sendmail(1) inside recipients then get the rewritten sender, too.
         alone = len(rewritten) == len(transaction.recipients) or (self._local and not self._snapshot.config.egress)
@@ -263,10 +283,9 @@ class Session:
 
     def _egress_eom(self, transaction: Transaction, change_sender: Callable[[str], None], now: int) -> Optional[Reply]:
         """Rewrite what came by the egress hop. A message leaves here with a sender that leaves alone, or not at all."""
-        leaving = flow.leaving(self._snapshot, transaction.reverse_path)
-        if leaving is Egress.OUT:
-            self._finish(transaction, "pass")
-            return None
+        if flow.leaving(self._snapshot, transaction.reverse_path) is Egress.OUT:
+            # policyd sent it here by another configuration; by the next attempt they agree. Passed on, it would loop.
+            return self._egress_fault(transaction, "it need not be")
         try:
             sender, form = self._egress_sender(transaction, now)
         except AddressError as error:
@@ -299,17 +318,21 @@ class Session:
 
     def _refuse(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
         transaction.reference = transaction.reference or new_reference()
-        self._log("reject", transaction, judgement, f"to=<{rcpt}>, ")
+        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ")
         return RELAY_DENIED.with_reference(transaction.reference)
 
     def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
-        self._log("reject", transaction, judgement, f"to=<{rcpt}>, ", reason="sender-unrewritable")
+        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason="sender-unrewritable")
         return UNREWRITABLE
 
-    def _count(self, judgement: Judgement) -> None:
+    def _judged(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> None:
+        """Count a verdict; log a refusal that the mode makes none."""
         verdict = judgement.verdict
         name = verdict.organization.name if verdict.organization else ""
         self._series.add(metrics.DECISIONS, (name, verdict.result.value, verdict.reason.value))
+        if verdict.result is Result.REFUSE and not judgement.enforce:
+            transaction.reference = transaction.reference or new_reference()
+            self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
 
     def _finish(self, transaction: Transaction, action: str, sender: str = "") -> None:
         """Log and count the end of a message, one line for all its recipients."""
@@ -319,9 +342,9 @@ class Session:
         rewritten = (item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE)
         first = next(rewritten, transaction.recipients[0] if transaction.recipients else None)
         judgement = first.judgement if first else None
-        details = f"rewritten=<{sender}>, " if sender else ""
+        details = f"rewritten={log.address(sender)}, " if sender else ""
         if self._egress:
-            details += f"to=<{transaction.egress_rcpt}>, hop=egress, "
+            details += f"to={log.address(transaction.egress_rcpt)}, hop=egress, "
         elif not transaction.bypassed:
             details += f"nrcpt={len(transaction.recipients)}, "
         self._log(action, transaction, judgement, details)
@@ -336,7 +359,7 @@ class Session:
     ) -> None:
         organization = judgement.verdict.organization if judgement else self._hop_organization(transaction.hop)
         fields = [
-            f"action={action}, from=<{transaction.reverse_path}>, {details}client={self._ip or 'unknown'}",
+            f"action={action}, from={log.address(transaction.reverse_path)}, {details}client={self._ip or 'unknown'}",
             f"organization={organization.name}" if organization else "",
             f"reason={reason or judgement.verdict.reason.value}" if judgement else "",
             f"reference={transaction.reference}" if transaction.reference else "",
@@ -346,4 +369,7 @@ class Session:
 
 def header_addresses(values: Iterable[str]) -> tuple[str, ...]:
     """Return the addr-specs in the values of From headers, as they stand there (RFC 5322, 3.6.2)."""
-    return tuple(address for _, address in getaddresses(list(values)) if address)
+    try:
+        return tuple(address for _, address in getaddresses(list(values)) if address)
+    except RecursionError:  # groups in groups in groups
+        return ()

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Optional
 
 from gatepost.relay import Client, Mail, Result, Verdict
-from gatepost.service import flow, replies
+from gatepost.service import flow, log, replies
 from gatepost.service.flow import Bounce, Egress, Treatment
 from gatepost.service.snapshot import Snapshot
 from gatepost.srs import Address
@@ -132,8 +132,8 @@ def _rcpt(
         return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce), before
     returning = bounce is Bounce.ORIGINAL
     if _must_wait(snapshot, request, before, rcpt, returning):
-        log = _line(request, "defer", reason="srs-beside-others")
-        return Answer(Action.DEFER, str(replies.SRS_APART), log), before
+        line = _line(request, "defer", reason="srs-beside-others")
+        return Answer(Action.DEFER, str(replies.SRS_APART), line), before
     if returning:
         return DUNNO, replace(before, bounce=before.bounce or rcpt)
     answer = _relay(snapshot, request, rcpt, new_reference)
@@ -170,16 +170,16 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Ca
         "reason": verdict.reason.value,
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
-        log = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
-        return Answer(Action.REJECT, str(replies.UNREWRITABLE), log, verdict=verdict)
+        line = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
+        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict)
     if verdict.result is Result.RELAY and judgement.enforce:
         return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
     if verdict.result is not Result.REFUSE or not verdict.meant:
         return Answer(Action.DUNNO, "DUNNO", verdict=verdict)
     reference = new_reference()
     if not judgement.enforce:
-        log = _line(request, "monitor", **names, reference=reference)
-        return Answer(Action.DUNNO, "DUNNO", log, verdict=verdict)
+        line = _line(request, "monitor", **names, reference=reference)
+        return Answer(Action.DUNNO, "DUNNO", line, verdict=verdict)
     text = str(replies.RELAY_DENIED.with_reference(reference))
     return Answer(Action.REJECT, text, _line(request, "reject", **names, reference=reference), verdict=verdict)
 
@@ -215,8 +215,8 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     # Where nothing else was let in beside it, several recipients are one SRS address, given more than once.
     if redirect and returning and (single or (before.complete and not before.other)):
         named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
-        log = _line(named, "redirect", reason="srs-bounce", redirect=reversal.original)
-        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversal.original)}", log, reversal.bounce)
+        line = _line(named, "redirect", reason="srs-bounce", redirect=reversal.original)
+        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversal.original)}", line, reversal.bounce)
     if redirect and not single and not before.complete:
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     return DUNNO
@@ -269,9 +269,9 @@ def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) 
     """Return the log line of a decision; empty values are left out."""
     fields = {
         "action": action,
-        "from": f"<{_text(request, b'sender')}>",
-        "to": f"<{_text(request, b'recipient')}>",
-        "redirect": f"<{redirect}>" if redirect else "",
+        "from": log.address(_text(request, b"sender")),
+        "to": log.address(_text(request, b"recipient")),
+        "redirect": log.address(redirect) if redirect else "",
         "client": _text(request, b"client_address"),
         **more,
     }

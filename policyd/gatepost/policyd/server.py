@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import resource
 import signal
 import socket
 import struct
@@ -30,7 +29,7 @@ from gatepost.policyd.wire import (
     policy_reply,
 )
 from gatepost.service import log
-from gatepost.service.metrics import DECISIONS, ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS
+from gatepost.service.metrics import DECISIONS, ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
 from gatepost.service.reference import new_reference
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
@@ -44,7 +43,6 @@ BACKLOG = 1024
 _TICK_S = 0.25
 _GRACE_S = 0.05
 _COMPLAIN_S = 1.0
-_SPARE_DESCRIPTORS = 100
 _STATES = frozenset(("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN"))
 
 
@@ -172,8 +170,10 @@ class Connection(asyncio.Protocol):
         now = int(time.time())
         replies: list[bytes] = []
         for request in requests:
+            began = time.perf_counter()
             try:
                 replies.append(policy_reply(self._decide(request, now)))
+                self._worker.series.observe(STAGE_DURATION, ("policy",), time.perf_counter() - began)
             except Exception as error:  # noqa: BLE001  the outermost shell
                 self._worker.fault("policy", "internal error in a policy request", error)
                 self._failed = True
@@ -199,8 +199,10 @@ class Connection(asyncio.Protocol):
         now = int(time.time())
         replies = []
         for map_name, key in requests:
+            began = time.perf_counter()
             try:
                 replies.append(netstring(self._look_up(map_name, key, now)))
+                self._worker.series.observe(STAGE_DURATION, ("map",), time.perf_counter() - began)
             except Exception as error:  # noqa: BLE001  the outermost shell
                 self._worker.fault("socketmap", "internal error in a map look-up", error)
                 replies.append(netstring(b"TEMP gatepost: internal error"))
@@ -229,7 +231,6 @@ def serve(sockets: Sequence[socket.socket], snapshot: Snapshot, series: Series) 
     SIGUSR1 may arrive blocked. After it the sockets are closed here (their files stay, other workers share
     them), requests that have arrived are answered, and what is not complete 5 s later is cut off.
     """
-    _raise_descriptor_limit()
     worker = Worker(snapshot, series)
     loop = _new_event_loop()
     loop.set_exception_handler(lambda _, fault: worker.fault("loop", fault["message"], fault.get("exception")))
@@ -283,11 +284,3 @@ async def _listen(loop: asyncio.AbstractEventLoop, worker: Worker, sock: socket.
         return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG, **keep)
     except TypeError:
         return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG)
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + _SPARE_DESCRIPTORS
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

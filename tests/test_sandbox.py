@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from gatepost.admin.authority import Authority
+from gatepost.admin.logfile import SandboxError
 from gatepost.admin.nexthop import NextHop
-from gatepost.admin.sandbox import Postfix, SandboxError, free_port, temporary_root
+from gatepost.admin.sandbox import Postfix, free_port, temporary_root
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="a chrooted Postfix can only be run by root")
 

@@ -33,7 +33,8 @@ from gatepost.admin.demo_scenes import (
     path,
     with_requirements,
 )
-from gatepost.admin.sandbox import SandboxError, temporary_root
+from gatepost.admin.logfile import SandboxError
+from gatepost.admin.sandbox import temporary_root
 from gatepost.admin.stage import Stage
 from gatepost.relay import RuleSet
 

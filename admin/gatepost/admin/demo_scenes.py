@@ -18,8 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
+from gatepost.admin.logfile import SandboxError
 from gatepost.admin.nexthop import Received
-from gatepost.admin.sandbox import SandboxError
 from gatepost.admin.stage import Stage, Transcript
 from gatepost.relay import Explanation, Mail, RuleSet, explain
 from gatepost.service import flow

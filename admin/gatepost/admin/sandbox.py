@@ -26,9 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Optional
 
-_POLL_S = 0.02
+from gatepost.admin.logfile import POLL_S, LogFile, SandboxError
+
 _STOP_S = 10.0
-_LOG_TAIL_LINES = 30
 
 # Debian's master.cf, less the services that need programs outside Postfix.
 _MASTER_CF = """
@@ -64,10 +64,6 @@ _PRIVATE_QUEUES = (
     *("active", "bounce", "corrupt", "defer", "deferred", "flush", "hold", "incoming"),
     *("private", "saved", "trace"),
 )
-
-
-class SandboxError(Exception):
-    """Postfix is missing, does not start or does not do what was waited for; the text ends with the log."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +193,7 @@ class Postfix:
         self.forward_files = root / "forward"
         """The .forward file of user bob is forward/bob, owned by bob or root."""
         self.log_file = root / "maillog"
+        self._log = LogFile(self.log_file, "Postfix", self._ended)
         self.smtp = ("127.0.0.1", smtp_port or free_port())
         owner, setgid_group = accounts()
         account = pwd.getpwnam(owner)
@@ -244,6 +241,9 @@ class Postfix:
             "maximal_backoff_time": "4s",
             "transport_retry_time": "2s",
         }
+
+    def _ended(self) -> bool:
+        return self._master is not None and self._master.poll() is not None
 
     def __enter__(self) -> Postfix:
         self.start()
@@ -305,7 +305,7 @@ class Postfix:
         try:
             master.wait(_STOP_S)
             while self._group(master.pid) and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+                time.sleep(POLL_S)
         except subprocess.TimeoutExpired:
             pass
         finally:
@@ -376,7 +376,7 @@ class Postfix:
         """Refuse what Postfix would only log, or die of in its log: misspelled parameters, wrong values."""
         complaints = self._command("postconf", "-n").stderr + self._command("postsuper").stderr
         if complaints:
-            raise SandboxError(f"main.cf:\n{complaints.decode(errors='replace')}{self._log_tail()}")
+            raise SandboxError(f"main.cf:\n{complaints.decode(errors='replace')}{self._log.tail()}")
 
     def _environment(self) -> dict[str, str]:
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "MAIL_CONFIG": str(self.config_directory)}
@@ -401,36 +401,18 @@ class Postfix:
         if done.returncode:
             told = (done.stderr + done.stdout).decode(errors="replace")
             command = " ".join([name, *arguments])
-            raise SandboxError(f"{command}: exit status {done.returncode}: {told}{self._log_tail()}")
+            raise SandboxError(f"{command}: exit status {done.returncode}: {told}{self._log.tail()}")
         return done.stdout.decode(errors="surrogateescape")
 
     # The log
 
     def log(self) -> str:
         """Return the whole mail log."""
-        return self.log_file.read_text(errors="surrogateescape") if self.log_file.exists() else ""
-
-    def _log_tail(self) -> str:
-        return "\n".join(["", f"--- tail of {self.log_file}", *self.log().splitlines()[-_LOG_TAIL_LINES:]])
+        return self._log.text()
 
     def wait_for_log(self, pattern: str, timeout_s: float = 20, *, start: int = 0) -> re.Match[str]:
-        """Return the first match of *pattern* (`^` and `$` are a line's) after *start* characters of the log.
-
-        start: len(log()) from before the event, where the pattern may have matched earlier.
-        Raises SandboxError with the log's tail if Postfix ends or *timeout_s* passes.
-        """
-        regex = re.compile(pattern, re.MULTILINE)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ended = self._master is not None and self._master.poll() is not None
-            match = regex.search(self.log(), start)
-            if match:
-                return match
-            if ended:
-                raise SandboxError(f"Postfix ended while waiting for {pattern!r}{self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise SandboxError(f"{pattern!r} did not appear within {timeout_s} s{self._log_tail()}")
-            time.sleep(_POLL_S)
+        """Return the first match of *pattern* after *start* characters of the log; see LogFile.wait_for."""
+        return self._log.wait_for(pattern, timeout_s, start)
 
     # The queue and other commands
 
@@ -450,8 +432,8 @@ class Postfix:
             if not busy:
                 return
             if time.monotonic() > deadline:
-                raise SandboxError(f"mail still moving after {timeout_s} s: {busy}{self._log_tail()}")
-            time.sleep(_POLL_S)
+                raise SandboxError(f"mail still moving after {timeout_s} s: {busy}{self._log.tail()}")
+            time.sleep(POLL_S)
 
     def postmap_query(self, key: str, table: str) -> Optional[str]:
         """Return what *table* (`type:name`) has for *key*, None if nothing.
@@ -462,7 +444,7 @@ class Postfix:
         done = self._command("postmap", "-q", key, table)
         if done.stderr:
             told = done.stderr.decode(errors="replace")
-            raise SandboxError(f"postmap -q {key} {table}: {told}{self._log_tail()}")
+            raise SandboxError(f"postmap -q {key} {table}: {told}{self._log.tail()}")
         return done.stdout.decode(errors="surrogateescape").rstrip("\n") if done.returncode == 0 else None
 
     def postmap(self, table: Path) -> str:

@@ -21,21 +21,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from gatepost.admin.authority import Authority, Credentials
+from gatepost.admin.logfile import LogFile, SandboxError
 from gatepost.admin.nexthop import NextHop
-from gatepost.admin.sandbox import Postfix, SandboxError, free_port
+from gatepost.admin.sandbox import Postfix, free_port
 
 MESSAGE = b"From: App <app@contoso.com>\r\nMessage-Id: <1@app.contoso.com>\r\n\r\nhello\r\n"
 _PORTS = ("10027", "10041", "9797")
 _QUEUE, _STATE, _ETC = "/var/spool/postfix", "/var/lib/gatepost", "/etc/postfix"
 _EXAMPLE_FILES = ("main.cf", "master.cf", "gatepost.toml", "README.md")
-_POLL_S = 0.02
 _STOP_S = 60.0
-_LOG_TAIL_LINES = 30
 
 # gatepost's defaults, which an example need not name and a private place must replace.
 _TABLES = {
@@ -154,6 +153,7 @@ class Stage:
         self.state_directory = root / "state"
         self.configuration = root / "gatepost.toml"
         self.log_file = root / "gatepost.log"
+        self._log = LogFile(self.log_file, "gatepost", self._ended)
         self._mta = root / "mta"
         self._arguments = list(gatepost)
         self._gatepost: Optional[subprocess.Popen[bytes]] = None
@@ -250,7 +250,7 @@ class Stage:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise SandboxError(f"gatepost did not stop within {_STOP_S} s{self._log_tail()}") from None
+            raise SandboxError(f"gatepost did not stop within {_STOP_S} s{self._log.tail()}") from None
 
     def reload(self) -> str:
         """Send SIGHUP and return the line in which gatepost says whether it reloaded."""
@@ -269,25 +269,14 @@ class Stage:
 
     def log(self) -> str:
         """Return gatepost's whole log."""
-        return self.log_file.read_text(errors="surrogateescape") if self.log_file.exists() else ""
-
-    def _log_tail(self) -> str:
-        return "\n".join(["", f"--- tail of {self.log_file}", *self.log().splitlines()[-_LOG_TAIL_LINES:]])
+        return self._log.text()
 
     def wait_for_log(self, pattern: str, timeout_s: float = 20, *, start: int = 0) -> re.Match[str]:
-        """Return the first match of *pattern* after *start* characters of gatepost's log; see Postfix.wait_for_log."""
-        regex = re.compile(pattern, re.MULTILINE)
-        deadline = time.monotonic() + timeout_s
-        while True:
-            ended = self._gatepost is not None and self._gatepost.poll() is not None
-            match = regex.search(self.log(), start)
-            if match:
-                return match
-            if ended:
-                raise SandboxError(f"gatepost ended while waiting for {pattern!r}{self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise SandboxError(f"{pattern!r} did not appear within {timeout_s} s{self._log_tail()}")
-            time.sleep(_POLL_S)
+        """Return the first match of *pattern* after *start* characters of gatepost's log; see LogFile.wait_for."""
+        return self._log.wait_for(pattern, timeout_s, start)
+
+    def _ended(self) -> bool:
+        return self._gatepost is not None and self._gatepost.poll() is not None
 
     def http(self, path: str) -> tuple[int, str]:
         """Return status and text of a page of the metrics' address, such as /healthz."""
@@ -300,8 +289,8 @@ class Stage:
 
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples *name* that have these labels, 0 where there is none."""
-        families = text_string_to_metric_families(self.http("/metrics")[1])  # type: ignore[no-untyped-call]
-        samples = (sample for family in families for sample in family.samples if sample.name == name)
+        parse: Any = text_string_to_metric_families  # not typed before prometheus-client 0.22
+        samples = (sample for family in parse(self.http("/metrics")[1]) for sample in family.samples if sample.name == name)
         return float(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))
 
     # Mail

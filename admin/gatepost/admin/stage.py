@@ -290,7 +290,8 @@ class Stage:
     def metric(self, name: str, **labels: str) -> float:
         """Return the sum of the samples *name* that have these labels, 0 where there is none."""
         parse: Any = text_string_to_metric_families  # not typed before prometheus-client 0.22
-        samples = (sample for family in parse(self.http("/metrics")[1]) for sample in family.samples if sample.name == name)
+        samples = (sample for family in parse(self.http("/metrics")[1]) for sample in family.samples)
+        samples = (sample for sample in samples if sample.name == name)
         return float(sum(sample.value for sample in samples if labels.items() <= sample.labels.items()))
 
     # Mail

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -400,6 +401,15 @@ def test_killed_worker_is_replaced_and_counted(milter: Gatepost) -> None:
     assert asks_milter(milter) == PASSED
     assert milter.metric('gatepost_worker_restarts_total{cause="died",daemon="milter"}') == 1
     assert milter.metric('gatepost_messages_total{action="pass",daemon="milter"}') == 2
+
+
+def test_worker_is_replaced_without_metrics_where_their_folder_is_gone(milter: Gatepost) -> None:
+    (worker,) = milter.workers("milter")
+    shutil.rmtree(milter.state / "metrics")
+    (milter.state / "metrics").touch()
+    os.kill(worker, signal.SIGKILL)
+    milter.wait_for_log("error: milter worker: its metrics are not shown: ")
+    assert asks_milter(milter) == PASSED
 
 
 @pytest.mark.parametrize("daemon", ["milter", "policyd"])

@@ -161,6 +161,13 @@ def _services(text: str) -> dict[tuple[str, str], str]:
     return services
 
 
+def _name(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _make_folder(folder: Path, mode: int, owner: tuple[int, int] = (0, 0)) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(mode)
@@ -281,7 +288,8 @@ class Postfix:
             early.setblocking(False)
             early.bind(str(early_log))
             self._master = subprocess.Popen(
-                [str(self._programs.daemons / "master")],
+                # A Postfix must not outlive a demo or a test that is killed.
+                ["setpriv", "--pdeathsig", "TERM", str(self._programs.daemons / "master")],
                 env={**self._environment(), "POSTLOG_SERVICE": str(early_log)},
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,
@@ -319,8 +327,18 @@ class Postfix:
             raise SandboxError("reload: Postfix is not running")
         self._age_main_cf()
         start = len(self.log())
+        before = self._queue_managers(self._master.pid)
         self._master.send_signal(signal.SIGHUP)
         self.wait_for_log(r"master\[\d+\]: reload ", start=start)
+        # A message that the old qmgr takes on before it ends would lie there until something wakes the new one.
+        deadline = time.monotonic() + _STOP_S
+        while before & self._queue_managers(self._master.pid):
+            if time.monotonic() > deadline:
+                raise SandboxError(f"reload: the old qmgr goes on{self._log.tail()}")
+            time.sleep(POLL_S)
+
+    def _queue_managers(self, master: int) -> set[int]:
+        return {process for process in self._group(master) if _name(process) == "qmgr"}
 
     @staticmethod
     def _group(leader: int) -> list[int]:

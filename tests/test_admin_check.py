@@ -359,8 +359,7 @@ To bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com: refused
 
   What happens
   - The recipient is refused with 550 5.1.1 SRS address that has expired.
-  - policyd refuses this, in either mode, where smtpd_recipient_restrictions
-    asks it.
+  - policyd refuses this where smtpd_recipient_restrictions asks it.
 """)
 
 
@@ -420,8 +419,7 @@ def test_a_non_null_sender_to_an_srs_address_is_refused(gatepost: Gatepost) -> N
     assert happening(result) == """\
   - The recipient is refused with 550 5.7.1 This address takes only bounces
     (null sender).
-  - policyd refuses this at DATA, in either mode, where smtpd_data_restrictions
-    asks it.
+  - policyd refuses this at DATA where smtpd_data_restrictions asks it.
 """
     assert result.exit_code == 1
 

@@ -16,6 +16,7 @@ CONFIG = """
 state_directory = "{state}"
 [[organization]]
 name = "contoso"
+mode = "enforce"
 [[organization.accepted_domain]]
 domain = "contoso.com"
 [[organization]]

@@ -308,7 +308,7 @@ def test_redirect_mode_needs_no_history_for_a_single_recipient(state: Path) -> N
     assert answer.text == "REDIRECT bob@fabrikam.com"
 
 
-# --- the relay rule, where policyd enforces it (topology 4)
+# --- the relay rule, where policyd enforces it
 
 
 def test_relay_rule_is_left_to_the_milter_unless_policyd_enforces_it(state: Path) -> None:

@@ -164,9 +164,9 @@ def test_what_exchange_online_would_not_take_is_a_warning(file: Path) -> None:
         "gatepost.toml: organization[0].accepted_domain[0].match_subdomains: "
         'Exchange Online takes it with type = "InternalRelay" only',
         "gatepost.toml: organization[0].connector[0].sender_ip_addresses[1]: "
-        'Exchange Online does not take "10.0.0.0/8": IPv4, /24 to /32 (R7)',
+        'Exchange Online does not take "10.0.0.0/8": IPv4, /24 to /32',
         "gatepost.toml: organization[0].connector[0].sender_ip_addresses[2]: "
-        'Exchange Online does not take "2001:db8::1": IPv4, /24 to /32 (R7)',
+        'Exchange Online does not take "2001:db8::1": IPv4, /24 to /32',
     )
 
 

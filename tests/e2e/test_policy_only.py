@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Topology 4, policy only: no milter; policyd applies the relay rule at RCPT and redirects bounces at DATA.
+"""Policy only: no milter; policyd applies the relay rule at RCPT and redirects bounces at DATA.
 
 192.0.2.5 is a host of head office (connector by IP address), crm.contoso.com one that shows a certificate. mynetworks
 has 192.0.2.128/25 instead, so that what Postfix lets relay by itself and what policyd lets relay are told apart.

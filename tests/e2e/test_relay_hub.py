@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Topology 1, the relay hub: who may relay, and with which envelope sender mail leaves.
+"""The relay hub: who may relay, and with which envelope sender mail leaves.
 
 The hub serves contoso.com. 192.0.2.5 is a host of head office (connector by IP address), crm.contoso.com one that
 shows a certificate, fabrikam.com somebody else. example.com is outside.

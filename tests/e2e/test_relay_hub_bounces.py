@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Topology 1, the relay hub: bounces of rewritten mail come back to bob@fabrikam.com, the original sender (S9).
+"""The relay hub: bounces of rewritten mail come back to bob@fabrikam.com, the original sender (S9).
 
 In this Postfix mail expires within seconds, extensions are cut at `+`, and bounces@contoso.com is an alias of its own.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Topology 1, the relay hub: what the daemons' life does to mail: reload, bypass, crash, drain, stop.
+"""The relay hub: what the daemons' life does to mail: reload, bypass, crash, drain, stop.
 
 One mail from head office with an accepted sender must pass at the end of each; none may be lost on the way.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Topology 1, the relay hub: octets that are no UTF-8, and addresses and headers made to be read in two ways.
+"""The relay hub: octets that are no UTF-8, and addresses and headers made to be read in two ways.
 
 Whatever Postfix lets through to the milter, the mail passes rightly or is clearly refused, and no worker dies of it.
 The hub has rule set legacy, which reads headers too, and `smtputf8_enable = no`, without which Postfix itself refuses

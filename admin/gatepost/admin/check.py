@@ -103,6 +103,8 @@ def _check_usage(question: Question) -> None:
             ipaddress.ip_address(question.ip)
         except ValueError:
             raise click.UsageError(f'--ip: "{question.ip}" is no IP address') from None
+    if any(bracket in bare(question.mail_from) for bracket in "<>"):
+        raise click.UsageError(f'--mail-from: "{question.mail_from}" is no address; a name goes into --header-from')
     for rcpt in question.recipients:
         if "@" not in rcpt:
             raise click.UsageError(f'--rcpt: "{rcpt}" has no domain')
@@ -175,7 +177,7 @@ def _srs_refused(
         failed=f"SRS: {verdict(snapshot, bounce, '')}.",
         reply=str(reply),
         remedies=(remedy,),
-        notes=("policyd refuses this, in either mode, where smtpd_recipient_restrictions asks it.",),
+        notes=("policyd refuses this where smtpd_recipient_restrictions asks it.",),
     )
 
 
@@ -191,7 +193,7 @@ def _bounce(judgement: Judgement, words: Explanation, before: Envelope, original
             failed=f"SRS: P1 is {before.mail_from}, so this is no bounce.",
             reply=str(replies.BOUNCES_ONLY),
             remedies=(f"Whoever means the original sender writes to {original}.",),
-            notes=("policyd refuses this at DATA, in either mode, where smtpd_data_restrictions asks it.",),
+            notes=("policyd refuses this at DATA where smtpd_data_restrictions asks it.",),
         )
     after = Envelope("", original)
     return Answer(

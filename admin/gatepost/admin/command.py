@@ -45,7 +45,7 @@ configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
 )
 @click.pass_context
 def main(context: click.Context, config: str) -> None:
-    """Exchange Online's relay requirements and SRS for Postfix and Sendmail."""
+    """Exchange Online's relay requirements and SRS for Postfix."""
     context.obj = config
     if "NO_COLOR" in os.environ:
         context.color = False

@@ -246,7 +246,7 @@ def _keep(console: Console, stage: Stage, scenes: Scenes) -> None:
         "mailboxes": f"{postfix.mailboxes}",
         "folder": f"{stage.root}, deleted at the end",
     }
-    console.print("\nEverything keeps running. By hand, for example:\n")
+    console.print("\nEverything keeps running. By hand, for example (apt install swaks libnet-ssleay-perl):\n")
     for command in (
         f"{host} --from news@fabrikam.com --to {CUSTOMER}",
         f"{host} --from news@fabrikam.com --to {CUSTOMER} --tls "

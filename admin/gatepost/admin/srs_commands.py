@@ -109,6 +109,8 @@ def verdict(snapshot: Snapshot, bounce: Bounce, domain: str) -> str:
     if accepted is None:
         return f"somebody else's SRS address: {domain} is no accepted domain and no srs_domain here"
     srs_domain = snapshot.config.settings[accepted.organization.name].srs_domain
+    if srs_domain is None:
+        return "somebody else's SRS address, or forged: no key here made it (in mode monitor this host makes none)"
     return f"somebody else's SRS address: no key here made it, and this host makes its own in {srs_domain}"
 
 

@@ -288,7 +288,7 @@ def _networks(entry: Table) -> list[Network]:
             entry.problem(path, f'"{text}" is no IP address or network (e.g. "192.0.2.1", "192.0.2.0/28")')
             continue
         if network.version == 6 or network.prefixlen < 24:
-            entry.notes.warn(entry.key(path), f'Exchange Online does not take "{text}": IPv4, /24 to /32 (R7)')
+            entry.notes.warn(entry.key(path), f'Exchange Online does not take "{text}": IPv4, /24 to /32')
         networks.append(network)
     return networks
 

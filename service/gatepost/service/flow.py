@@ -34,7 +34,7 @@ class Bounce(Enum):
 
     NOT_SRS = "not-srs"
     FOREIGN = "foreign"
-    """SRS-shaped, in a domain in which this host makes none, or not one of ours: somebody else's."""
+    """SRS-shaped, in a domain in which this host makes none (yet), or not one of ours: perhaps somebody else's."""
     ORIGINAL = "original"
     FORGED = "forged"
     EXPIRED = "expired"
@@ -257,8 +257,14 @@ def _ours(snapshot: Snapshot, domain: Optional[str]) -> bool:
 
 
 def _mints(snapshot: Snapshot, domain: str) -> bool:
-    """Tell whether this host makes SRS addresses in *domain*, one of ours: an srs_domain replaces the accepted ones."""
+    """Tell whether this host makes SRS addresses in *domain*, one of ours.
+
+    An srs_domain takes the place of its organisation's other domains, and in monitor mode nothing is rewritten.
+    """
+    name = snapshot.srs_domains.get(domain)
     accepted = snapshot.rules.accepted(domain)
-    if domain in snapshot.srs_domains or accepted is None:
-        return domain in snapshot.srs_domains
-    return snapshot.config.settings[accepted.organization.name].srs_domain is None
+    if name is None and accepted:
+        name = accepted.organization.name
+        if snapshot.config.settings[name].srs_domain is not None:
+            return False
+    return name is not None and snapshot.enforces(snapshot.rules.organizations[name])

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
-from gatepost.admin.logfile import SandboxError
+from gatepost.admin.logfile import POLL_S, SandboxError
 from gatepost.admin.nexthop import Received
 from gatepost.admin.stage import Stage, Transcript
 from gatepost.relay import Explanation, Mail, RuleSet, explain
@@ -41,7 +41,6 @@ FORWARD_USER = "games"
 
 _BOUNCES = r"bounces\+SRS=[a-z2-7]{8}=[A-Z2-7]{2}=fabrikam\.com=news@contoso\.com"
 _TIMEOUT_S = 15.0
-_POLL_S = 0.02
 
 
 @dataclass
@@ -197,7 +196,7 @@ class Scenes:
         while old & self._workers():
             if time.monotonic() > deadline:
                 raise SandboxError(f"workers of the old configuration are still there after {_TIMEOUT_S} s")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
 
     def _workers(self) -> set[str]:
         pid = self._stage.pid

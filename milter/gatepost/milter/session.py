@@ -328,8 +328,7 @@ class Session:
     def _judged(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> None:
         """Count a verdict; log a refusal that the mode makes none."""
         verdict = judgement.verdict
-        name = verdict.organization.name if verdict.organization else ""
-        self._series.add(metrics.DECISIONS, (name, verdict.result.value, verdict.reason.value))
+        self._series.add(metrics.DECISIONS, flow.labels(verdict))
         if verdict.result is Result.REFUSE and not judgement.enforce:
             transaction.reference = transaction.reference or new_reference()
             self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")

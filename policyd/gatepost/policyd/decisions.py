@@ -7,7 +7,6 @@ Pure: the snapshot, the time and what came before on the connection are argument
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -85,7 +84,6 @@ class Entry:
 
 NOTFOUND = Entry(Found.NOTFOUND)
 
-_ROUTING = re.compile(r"[@%!]")
 _REFUSED = {
     Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
     Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),

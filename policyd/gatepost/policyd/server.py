@@ -28,7 +28,7 @@ from gatepost.policyd.wire import (
     parser_for,
     policy_reply,
 )
-from gatepost.service import log
+from gatepost.service import flow, log
 from gatepost.service.metrics import DECISIONS, ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
 from gatepost.service.reference import new_reference
 from gatepost.service.series import Series
@@ -187,10 +187,8 @@ class Connection(asyncio.Protocol):
         series.add(POLICY_REQUESTS, (state if state in _STATES else "other", answer.action.value))
         if answer.bounce is not None:
             series.add(SRS_REVERSALS, (answer.bounce.value,))
-        verdict = answer.verdict
-        if verdict is not None:
-            name = verdict.organization.name if verdict.organization else ""
-            series.add(DECISIONS, (name, verdict.result.value, verdict.reason.value))
+        if answer.verdict is not None:
+            series.add(DECISIONS, flow.labels(answer.verdict))
         if answer.log:
             log.info(answer.log)
         return answer.text.encode("utf-8", "surrogateescape")

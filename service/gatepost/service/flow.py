@@ -77,6 +77,12 @@ class Judgement:
     treatment: Treatment
 
 
+def labels(verdict: Verdict) -> tuple[str, str, str]:
+    """Return organisation ("" for none), verdict and reason as the metric of decisions has them."""
+    name = verdict.organization.name if verdict.organization else ""
+    return name, verdict.result.value, verdict.reason.value
+
+
 def day(now: int) -> int:
     """Return the days since 1970-01-01 (UTC)."""
     return now // DAY_S

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
 from gatepost.service import log, metrics
-from gatepost.service.config import Config
+from gatepost.service.config import Config, load
 from gatepost.service.series import Series, clear, fold
-from gatepost.service.snapshot import Snapshot, ensure_secret, load_snapshot
+from gatepost.service.snapshot import Snapshot, build, ensure_secret, load_snapshot, read_keys
 from gatepost.service.tables import ConfigError
 
 START_S = 10.0
@@ -336,14 +336,12 @@ def series_folder(config: Config) -> Path:
 
 def first_snapshot(path: Path) -> Snapshot:
     """Load the configuration for a daemon's start; make the SRS secret where there is none. Raises ConfigError."""
-    from gatepost.service.config import load
-
     config = load(path)
     if ensure_secret(config.srs.secret_file):
         log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
     for warning in config.warnings:
         log.warning(warning)
-    return load_snapshot(path)
+    return build(config, read_keys(config.srs.secret_file))
 
 
 def refuse_fixed_changes(old: Config, new: Config) -> None:

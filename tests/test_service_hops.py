@@ -39,7 +39,7 @@ def test_what_is_older_than_a_week_is_unknown_for_queue_ids_come_again(tmp_path:
 
 
 def test_table_without_a_file_serves_its_own_process() -> None:
-    hops = Hops.unshared()
+    hops = Hops(None)
     hops.put("4CgSNs5Q9s", CONTOSO, NOW)
     assert hops.get("4CgSNs5Q9s", NOW) == CONTOSO
 

@@ -239,7 +239,7 @@ def _hops(config: Config) -> Hops:
         return Hops(config.state_directory / "hops")
     except OSError as error:  # forwarded mail then leaves as bounces+SRS=, or with luck in its mailbox's name
         log.error(f"the egress hop learns too little of a message's way in: {error}")
-        return Hops.unshared()
+        return Hops(None)
 
 
 def _connect(session: Session, name: str, family: int, address: Any) -> None:

@@ -8,22 +8,22 @@ import hmac
 
 import pytest
 
-from gatepost.srs import Keys
+from gatepost.srs import Key, Keys
 
 
 def test_first_key_signs_with_hmac_sha256() -> None:
-    assert Keys([b"new", b"old"]).sign(b"text") == hmac.new(b"new", b"text", hashlib.sha256).digest()
+    assert Keys([b"new", b"old"]).sign(b"text", 20500) == hmac.new(b"new", b"text", hashlib.sha256).digest()
 
 
 def test_signing_twice_gives_the_same_digest() -> None:
     keys = Keys([b"secret"])
-    assert keys.sign(b"text") == keys.sign(b"text")
+    assert keys.sign(b"text", 20500) == keys.sign(b"text", 20500)
 
 
-def test_every_key_has_its_digest_and_the_signing_one_comes_first() -> None:
+def test_every_key_has_its_digest_in_order() -> None:
     assert list(Keys([b"new", b"old"]).digests(b"text")) == [
-        Keys([b"new"]).sign(b"text"),
-        Keys([b"old"]).sign(b"text"),
+        Keys([b"new"]).sign(b"text", 20500),
+        Keys([b"old"]).sign(b"text", 20500),
     ]
 
 
@@ -35,3 +35,34 @@ def test_no_key_or_an_empty_one_is_a_value_error(secrets: list[bytes]) -> None:
 
 def test_repr_shows_how_many_keys_there_are_and_none_of_them() -> None:
     assert repr(Keys([b"hush-hush", b"old-hush"])) == "<Keys: 2>"
+    assert "hush" not in repr(Key(b"hush-hush", 20500))
+
+
+ROTATED = Keys([Key(b"newest", 20600), Key(b"new", 20500), b"old"])
+
+
+@pytest.mark.parametrize(
+    ("day", "signer"), [(20499, b"old"), (20500, b"new"), (20599, b"new"), (20600, b"newest"), (30000, b"newest")]
+)
+def test_first_key_that_may_sign_on_the_day_signs(day: int, signer: bytes) -> None:
+    assert ROTATED.sign(b"text", day) == hmac.new(signer, b"text", hashlib.sha256).digest()
+
+
+def test_last_key_signs_where_none_may_sign_yet() -> None:
+    keys = Keys([Key(b"tomorrow", 20501), Key(b"today", 20500)])
+    assert keys.sign(b"text", 20000) == hmac.new(b"today", b"text", hashlib.sha256).digest()
+
+
+def test_key_that_may_not_sign_yet_has_its_digest() -> None:  # another host's clock may be ahead
+    assert Keys([b"newest"]).sign(b"text", 0) in list(ROTATED.digests(b"text"))
+
+
+def test_keys_using_sha1_are_the_same_keys_with_another_digest() -> None:
+    keys = ROTATED.using("sha1")
+    assert keys.sign(b"text", 20550) == hmac.new(b"new", b"text", hashlib.sha1).digest()
+    assert len(list(keys.digests(b"text"))) == 3
+
+
+def test_order_of_the_list_counts_and_not_that_of_the_days() -> None:
+    keys = Keys([Key(b"preferred", 20400), Key(b"younger", 20450)])
+    assert keys.sign(b"text", 20500) == hmac.new(b"preferred", b"text", hashlib.sha256).digest()

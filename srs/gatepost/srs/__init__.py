@@ -8,24 +8,32 @@ address.
 from __future__ import annotations
 
 from .address import Address
+from .chain import first_hop, is_srs
+from .classic import Classic
+from .compact import Compact
 from .errors import AddressError, AddressTooLong, Expired, HashMismatch, NotSrs, SrsError
 from .exchange import Exchange
 from .inspection import Inspection, inspect
-from .keys import Keys
+from .keys import Key, Keys
 from .stamp import age, stamp
 
 __all__ = [
     "Address",
     "AddressError",
     "AddressTooLong",
+    "Classic",
+    "Compact",
     "Exchange",
     "Expired",
     "HashMismatch",
     "Inspection",
+    "Key",
     "Keys",
     "NotSrs",
     "SrsError",
     "age",
+    "first_hop",
     "inspect",
+    "is_srs",
     "stamp",
 ]

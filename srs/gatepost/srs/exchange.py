@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import b32encode
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -74,8 +75,7 @@ class Exchange:
     def __post_init__(self) -> None:
         if not 5 <= self.hash_length <= 52:
             raise ValueError(f"hash_length {self.hash_length} is not 5 to 52")
-        if not 1 <= self.validity_days <= 1000:
-            raise ValueError(f"validity_days {self.validity_days} is not 1 to 1000")
+        checked_validity(self.validity_days)
 
     def forward(self, original: Address, mailbox: str, srs_domain: str, day: int) -> Address:
         """Return the SRS address in *srs_domain* for *original*, which is a reverse-path and not null (S2).
@@ -88,12 +88,8 @@ class Exchange:
         if not mailbox or "+" in mailbox or " " in mailbox:
             raise AddressError("the forwarding mailbox is empty or holds a + or a space")
         made = stamp(day)
-        hash_ = self._hash(self.keys.sign(_message(mailbox, made, original, srs_domain))).decode()
-        result = Address(f"{mailbox}+SRS={hash_}={made}={original.domain}={original.local}", srs_domain)
-        octets = len(str(result).encode())
-        if octets > MAX_ADDRESS_OCTETS:
-            raise AddressTooLong(f"the SRS address has {octets} octets, more than {MAX_ADDRESS_OCTETS}")
-        return result
+        hash_ = self._hash(self.keys.sign(_message(mailbox, made, original, srs_domain), day)).decode()
+        return checked_length(Address(f"{mailbox}+SRS={hash_}={made}={original.domain}={original.local}", srs_domain))
 
     def reverse(self, address: Address, day: int) -> Address:
         """Return the original of an SRS address, spelled as it stands in it.
@@ -118,10 +114,29 @@ class Exchange:
         return b32encode(digest[: (self.hash_length * 5 + 7) // 8])[: self.hash_length].lower()
 
 
-def _message(mailbox: str, made: str, original: Address, srs_domain: str) -> bytes:
+def checked_length(address: Address) -> Address:
+    """Return *address*, made here. Raises AddressTooLong where it passes 254 octets, quotes included."""
+    octets = len(str(address).encode())
+    if octets > MAX_ADDRESS_OCTETS:
+        raise AddressTooLong(f"the SRS address has {octets} octets, more than {MAX_ADDRESS_OCTETS}")
+    return address
+
+
+def checked_validity(days: int) -> None:
+    """Raise ValueError for a validity that the two characters of a stamp cannot tell."""
+    if not 1 <= days <= 1000:
+        raise ValueError(f"validity_days {days} is not 1 to 1000")
+
+
+def length_prefixed(fields: Iterable[bytes]) -> bytes:
+    """Return the fields joined so that nothing can move from one to the next."""
     parts: list[bytes] = []
-    for field in (mailbox, made, original.domain, original.local, srs_domain):
-        # bytes.lower() changes A to Z only. Lone surrogates may pass: Address refuses them afterwards.
-        octets = field.encode("utf-8", "surrogatepass").lower()
+    for octets in fields:
         parts += (len(octets).to_bytes(4, "big"), octets)
     return b"".join(parts)
+
+
+def _message(mailbox: str, made: str, original: Address, srs_domain: str) -> bytes:
+    # bytes.lower() changes A to Z only. Lone surrogates may pass: Address refuses them afterwards.
+    fields = (mailbox, made, original.domain, original.local, srs_domain)
+    return length_prefixed([field.encode("utf-8", "surrogatepass").lower() for field in fields])

@@ -17,7 +17,7 @@ from typing import Optional, Union
 NOBODY, NOHDRS, NOEOH, NR_HDR, NOUNKNOWN = 0x10, 0x20, 0x40, 0x80, 0x100
 NR_CONN, NR_HELO, NR_MAIL = 0x1000, 0x2000, 0x4000
 ALL_PROTOCOL = 0x1FFFFF
-CHGFROM, SETSYMLIST = 0x40, 0x100
+ADDRCPT, DELRCPT, CHGFROM, SETSYMLIST = 0x04, 0x08, 0x40, 0x100
 ALL_ACTIONS = 0x1FF
 
 TIMEOUT_S = 10.0
@@ -47,13 +47,17 @@ class MilterError(Exception):
 class Outcome:
     """What became of a message: "continue", "tempfail" or the SMTP reply, stage by stage; None: not reached.
 
-    senders: what the milter has set as P1, in order.
+    data: of a message that goes no further. senders, added, deleted: what the milter has set as P1, and recipients that
+    it has added and deleted, each in order.
     """
 
     rcpt: list[str] = field(default_factory=list)
+    data: Optional[str] = None
     eoh: Optional[str] = None
     eom: Optional[str] = None
     senders: list[bytes] = field(default_factory=list)
+    added: list[bytes] = field(default_factory=list)
+    deleted: list[bytes] = field(default_factory=list)
 
 
 class MilterClient:
@@ -119,16 +123,17 @@ class MilterClient:
     def end_of_headers(self) -> str:
         return self._event(b"N")
 
-    def end_of_message(self, senders: Optional[list[bytes]] = None) -> str:
-        """End the message; P1s that the milter sets are added to *senders*."""
+    def end_of_message(self, outcome: Optional[Outcome] = None) -> str:
+        """End the message; the changes that the milter asks for are added to *outcome*."""
+        changed = outcome or Outcome()
         self._macros(b"E")
         self.packet(b"E")
+        changes = {b"e": changed.senders, b"+": changed.added, b"-": changed.deleted}
         while True:
             kind, octets = self._receive()
-            if kind != b"e":
+            if kind not in changes:
                 return _reply(kind, octets)
-            if senders is not None:
-                senders.append(octets.split(b"\0")[0])
+            changes[kind].append(octets.split(b"\0")[0])
 
     def abort(self) -> None:
         self.packet(b"A")
@@ -173,13 +178,17 @@ class MilterClient:
     ) -> None:
         for rcpt in rcpts:
             outcome.rcpt.append(self.rcpt(*((rcpt,) if isinstance(rcpt, bytes) else rcpt)))
-        if "continue" not in outcome.rcpt or self.data() != "continue":
+        if "continue" not in outcome.rcpt:
+            return
+        data = self.data()
+        if data != "continue":
+            outcome.data = data
             return
         for name, value in headers:
             self.header(name, value)
         outcome.eoh = self.end_of_headers()
         if outcome.eoh == "continue":
-            outcome.eom = self.end_of_message(outcome.senders)
+            outcome.eom = self.end_of_message(outcome)
 
     def _event(self, command: bytes, octets: bytes = b"") -> str:
         self._macros(command)

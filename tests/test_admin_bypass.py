@@ -76,10 +76,11 @@ def test_status_tells_by_exit_status(file: Path) -> None:
     assert (on.exit_code, on.output) == (1, shown)
 
 
-def test_redirect_mode_loses_bounces_meanwhile_and_says_so(file: Path) -> None:
-    file.write_text(file.read_text() + '[policyd]\nreverse = "redirect"\n')
+@pytest.mark.parametrize("by", ["redirect", "milter"])
+def test_without_the_map_bounces_are_lost_meanwhile_and_that_is_said(file: Path, by: str) -> None:
+    file.write_text(file.read_text() + f'[srs]\nreverse = "{by}"\n')
     assert (
-        'Bounces of mail rewritten before do NOT reach the original senders (policyd.reverse = "redirect").\n'
+        f'Bounces of mail rewritten before do NOT reach the original senders (srs.reverse = "{by}").\n'
         in bypass(file, "on").output
     )
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gatepost.admin.command import main
+from gatepost.service.store import Store
 
 CONFIG = """
 state_directory = "{state}"
@@ -317,7 +318,7 @@ Rule set     2023-11-01
 
 To bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com: let through, no relay
   No relay: bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com is an SRS
-  address made here, and its bounce goes to bob@fabrikam.com.
+  address made here, and its mail goes to bob@fabrikam.com.
 
   P1, envelope sender                     P2, header From
   <>: the null sender, which is in no     none seen
@@ -402,7 +403,8 @@ def test_monitor_says_what_enforce_would_rewrite(gatepost: Gatepost) -> None:
     assert result.exit_code == 0
 
 
-def test_a_p1_too_long_for_srs_is_refused(gatepost: Gatepost) -> None:
+def test_a_p1_too_long_for_srs_is_refused_where_there_is_only_the_long_form(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[srs]\nform = "long"\n')
     long = "a" * 230 + "@x.example"
     result = gatepost("--ip", "192.0.2.5", "--authenticated", "--mail-from", long, "--rcpt", "x@gmail.com")
     assert "  SRS: P1 must be rewritten, and the SRS address has 276 octets, more than 254.\n" in result.output
@@ -411,6 +413,106 @@ def test_a_p1_too_long_for_srs_is_refused(gatepost: Gatepost) -> None:
     malformed, so it can't be rewritten for relaying.
 """
     assert result.exit_code == 1
+
+
+COMPACT = "bounces+SRS=4m22l4so5k3gcxxr=IP@contoso.com"
+
+
+@pytest.mark.parametrize(
+    ("length", "form", "p1"),
+    [
+        (60, "auto", COMPACT),
+        (230, "auto", "bounces+SRS=sivws5wutao63uqx=IP@contoso.com"),
+        (60, "long", "bounces+SRS=3vbs2gza=IP=fabrikam.com=" + "a" * 60 + "@contoso.com"),
+        (3, "compact", "bounces+SRS=6xtkbaj5ir4i7sq4=IP@contoso.com"),
+    ],
+)
+def test_the_form_of_the_new_p1_follows_its_length_and_the_configuration(
+    gatepost: Gatepost, length: int, form: str, p1: str
+) -> None:
+    gatepost.configure(ENFORCE + f'[srs]\nform = "{form}"\n')
+    long = "a" * length + "@fabrikam.com"
+    result = gatepost("--certificate", "mail.contoso.com", "--mail-from", long, "--rcpt", "x@gmail.com")
+    assert f"    MAIL FROM:<{p1}>\n" in result.output
+    assert result.exit_code == 0
+
+
+def test_a_bounce_to_a_compact_address_goes_to_the_original_sender(gatepost: Gatepost) -> None:
+    original = "a" * 60 + "@fabrikam.com"
+    store = Store(f"sqlite:///{gatepost.secret.parent}/gatepost.db")
+    store.stored(COMPACT[12:28], original, 19800)
+    store.close()
+    result = gatepost("--mail-from", "<>", "--rcpt", COMPACT)
+    assert f"\n    MAIL FROM:<>\n    RCPT TO:<{original}>\n" in result.output
+    assert result.exit_code == 0
+
+
+def test_a_compact_address_that_the_store_does_not_know_is_refused(gatepost: Gatepost) -> None:
+    result = gatepost("--mail-from", "<>", "--rcpt", COMPACT)
+    assert "  SRS: no original: the store does not know its token, or no key here made it;" in result.output
+    assert " ".join(result.output.partition("What to change\n")[2].partition("\n\n")[0].split()) == (
+        "- If a key that is gone made it, put that key back into srs.secret_file, below the first line. If another "
+        'host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
+    )
+    assert result.exit_code == 1
+
+
+def test_while_the_store_is_away_its_addresses_are_put_off(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[store]\nurl = "sqlite:////nowhere/gatepost.db"\n')
+    result = gatepost("--mail-from", "<>", "--rcpt", COMPACT)
+    assert "  SRS: store /nowhere/gatepost.db: the folder /nowhere does not exist.\n" in result.output
+    assert happening(result) == """\
+  - The recipient is refused with 451 4.3.0 gatepost: its store cannot be asked
+    now, please try again later.
+"""
+    assert result.exit_code == 1
+
+
+def test_an_srs_address_takes_mail_of_everyone_where_that_is_configured(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[srs]\naccept_from = "everyone"\n')
+    result = gatepost("--ip", "203.0.113.9", "--mail-from", "carol@adatum.com", "--rcpt", SRS)
+    assert "\n    MAIL FROM:<carol@adatum.com>\n    RCPT TO:<bob@fabrikam.com>\n" in result.output
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize("more", ['[srs]\nreverse = "milter"\n', "[egress]\n[srs]\n"])
+def test_what_is_no_bounce_goes_on_with_an_srs_address_of_its_own(gatepost: Gatepost, more: str) -> None:
+    gatepost.configure(ENFORCE + more + 'accept_from = "everyone"\n')
+    result = gatepost("--ip", "203.0.113.9", "--mail-from", "carol@adatum.com", "--rcpt", SRS)
+    assert result.output.partition("Envelope afterwards\n")[2] == """\
+    MAIL FROM:<bounces+SRS=s6src4ob=IP=adatum.com=carol@contoso.com>
+    RCPT TO:<bob@fabrikam.com>
+"""
+
+
+def test_it_is_the_milter_that_refuses_where_it_reverses(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[srs]\nreverse = "milter"\n')
+    result = gatepost("--ip", "203.0.113.9", "--mail-from", "spam@fabrikam.com", "--rcpt", SRS)
+    assert "\n  - The milter refuses this at DATA.\n" in result.output
+
+
+def test_a_sender_that_the_lists_leave_out_keeps_its_p1_and_that_is_said(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[srs]\nexclude = ["fabrikam.com"]\n')
+    result = gatepost("--certificate", "mail.contoso.com", "--mail-from", "bob@fabrikam.com", "--rcpt", "x@gmail.com")
+    assert happening(result) == """\
+  - The MTA takes it; P1 stays as it is.
+  - SRS leaves P1 alone: bob@fabrikam.com is left out by srs.exclude or
+    srs.include.
+
+  Envelope afterwards
+    MAIL FROM:<bob@fabrikam.com>
+    RCPT TO:<x@gmail.com>
+"""
+
+
+def test_that_spf_may_decide_otherwise_is_said(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + '[srs]\nonly_spf = true\noutgoing_addresses = ["192.0.2.1"]\n')
+    result = gatepost("--certificate", "mail.contoso.com", "--mail-from", "bob@fabrikam.com", "--rcpt", "x@gmail.com")
+    assert happening(result).startswith("""\
+  - The MTA takes it, P1 rewritten by SRS.
+  - srs.only_spf: P1 is rewritten only where fabrikam.com publishes an SPF
+    record that does not cover srs.outgoing_addresses. No DNS is asked here.
+""")
 
 
 def test_a_non_null_sender_to_an_srs_address_is_refused(gatepost: Gatepost) -> None:

@@ -27,6 +27,44 @@ validity_days = 7
 """
 
 
+ALL_OF_SRS = """
+format = "srs0"
+also_reverse = ["exchange", "compact"]
+form = "long"
+reverse = "milter"
+accept_from = "everyone"
+failures_per_hour = 0
+exclude = ["X.example", "*.bücher.example"]
+include = "*.example"
+exclude_file = "excluded"
+include_file = "included"
+only_spf = true
+outgoing_addresses = ["192.0.2.1", "2001:db8::1"]
+[srs.srs0]
+separator = "-"
+hash_length = 27
+hash_minimum = 5
+base64url = true
+[egress]
+[metrics]
+listen = ""
+[policyd]
+listen = "inet:[::1]:10041"
+tcp_table_forward = "inet:127.0.0.1:10001"
+tcp_table_reverse = ["inet:127.0.0.1:10002", "unix:/run/x.sock"]
+[store]
+url = "sqlite:////srv/gatepost.db"
+[dns]
+nameservers = ["192.0.2.53", "[::1]:5353"]
+[[organization]]
+name = "fabrikam"
+srs_domain = "srs.fabrikam.com"
+[[organization.accepted_domain]]
+domain = "fabrikam.com"
+srs_domain = "bounce.fabrikam.com"
+"""
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     file = tmp_path / "gatepost.toml"
@@ -53,11 +91,14 @@ def test_the_configuration_to_start_from_is_valid_and_refuses_nothing(tmp_path: 
 def test_the_lines_commented_out_there_are_the_defaults(tmp_path: Path) -> None:
     text = config(tmp_path / "unused.toml", "init", "--stdout").output
     plain, whole = tmp_path / "plain.toml", tmp_path / "whole.toml"
+    for name in ("srs-exclude", "srs-include"):
+        (tmp_path / name).touch()
     plain.write_text(text)
     whole.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
-    settings = {"contoso": replace(load(whole).settings["contoso"], srs_domain=None)}
+    settings = {"contoso": replace(load(whole).settings["contoso"], srs_domain=None, srs_domains={})}
     assert load(whole).egress is not None
-    assert replace(load(whole), path=plain, egress=None, settings=settings) == load(plain)
+    srs = replace(load(whole).srs, exclude_file=None, include_file=None)
+    assert replace(load(whole), path=plain, egress=None, settings=settings, srs=srs) == load(plain)
 
 
 def test_an_existing_file_is_never_overwritten(file: Path) -> None:
@@ -149,8 +190,24 @@ exempt = ["authenticated", "local"]  # default
 
 [srs]
 secret_file = "{file.parent}/srs.secret"  # default
+format = "exchange"  # default
+also_reverse = []  # default
+form = "auto"  # default
 hash_length = 8  # default
 validity_days = 7
+reverse = "map"  # default
+accept_from = "bounces"  # default
+failures_per_hour = 100  # default
+exclude = []  # default
+include = []  # default
+only_spf = false  # default
+outgoing_addresses = []  # default
+
+[srs.srs0]
+separator = "="  # default
+hash_length = 4  # default
+hash_minimum = 4  # default
+base64url = false  # default
 
 [milter]
 listen = "unix:/var/spool/postfix/gatepost/milter.sock"  # default
@@ -158,20 +215,29 @@ workers = 2  # default
 
 [policyd]
 listen = ["unix:/var/spool/postfix/gatepost/policyd.sock"]  # default
+tcp_table_forward = []  # default
+tcp_table_reverse = []  # default
 workers = 2  # default
-reverse = "map"  # default
 
 # [egress] is not set.
 
 [metrics]
 listen = "127.0.0.1:9797"  # default
+
+[store]
+url = "sqlite:///{file.parent}/gatepost.db"  # default
+
+[dns]
+nameservers = []  # default
 """
     )
     assert result.exit_code == 0
 
 
 def test_what_is_shown_is_a_configuration_that_means_the_same(file: Path) -> None:
-    file.write_text(file.read_text() + '[egress]\n[metrics]\nlisten = ""\n[policyd]\nlisten = "inet:[::1]:10041"\n')
+    (file.parent / "excluded").write_text("adatum.com  # a partner\n*.Adatum.com\n")
+    (file.parent / "included").write_text("fabrikam.com\n")
+    file.write_text(file.read_text() + ALL_OF_SRS)
     shown = file.with_name("shown.toml")
     shown.write_text(config(file, "show").output)
 
@@ -179,6 +245,32 @@ def test_what_is_shown_is_a_configuration_that_means_the_same(file: Path) -> Non
         return replace(loaded, path=file)
 
     assert named(load(shown)) == named(load(file))
+
+
+def test_what_files_hold_is_not_shown_with_the_lists(file: Path) -> None:
+    (file.parent / "excluded").write_text("adatum.com\n")
+    file.write_text(file.read_text() + 'exclude = "x.example"\nexclude_file = "excluded"\n')
+    shown = config(file, "show").output
+    assert f'exclude = ["x.example"]\ninclude = []  # default\nexclude_file = "{file.parent}/excluded"\n' in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://gatepost:s3cr3t@db.contoso.com/gatepost", "postgresql://gatepost:***@db.contoso.com/gatepost"),
+        ("postgresql:///gatepost?password=s3cr3t&user=g", "postgresql:///gatepost?password=***&user=g"),
+    ],
+)
+def test_the_password_of_the_store_is_masked(file: Path, url: str, shown: str) -> None:
+    file.write_text(file.read_text() + f'[store]\nurl = "{url}"\n')
+    assert f'[store]\nurl = "{shown}"\n' in config(file, "show").output
+
+
+def test_a_password_is_in_no_error_either(file: Path) -> None:
+    file.write_text(file.read_text() + '[store]\nurl = "mysql://gatepost:s3cr3t@db.contoso.com/gatepost"\n')
+    result = config(file, "check")
+    assert result.output.startswith('gatepost.toml: store.url: "mysql://gatepost:***@db.contoso.com/gatepost" is no ')
+    assert result.exit_code == 78
 
 
 def test_no_secret_is_shown(file: Path) -> None:
@@ -193,6 +285,7 @@ def test_every_key_is_in_the_manual_and_in_the_configuration_to_start_from(file:
     file.write_text(
         'organization = [{name = "a", srs_domain = "srs.a.example", accepted_domain = [{domain = "a.example"}], '
         'connector = [{name = "c", tls_sender_certificate_name = "a.example"}]}]\n[egress]\n'
+        '[srs]\nexclude_file = "/dev/null"\ninclude_file = "/dev/null"\n'
     )
     keys = set(re.findall(r"^(\w+) = ", config(file, "show").output, flags=re.MULTILINE))
     manual = re.findall(r"^\.It Cm (\w+)", MANUAL.read_text(), flags=re.MULTILINE)

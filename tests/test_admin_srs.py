@@ -26,6 +26,9 @@ srs_domain = "srs.fabrikam.example"
 domain = "fabrikam.example"
 """
 DAY = 19727
+SHAPES = "mailbox+SRS=hash=timestamp=domain=user@domain, bounces+SRS=token=timestamp@domain"
+LONG_USER = "a" * 60 + "@fabrikam.com"
+COMPACT = "bounces+SRS=4m22l4so5k3gcxxr=IP@contoso.com"
 RELAYED = "bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com"
 
 
@@ -33,11 +36,15 @@ class Srs:
     """The command as a process of its own, with a known secret."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.config = folder / "gatepost.toml"
-        self.config.write_text(CONFIG.format(state=folder))
+        self.configure("")
         self.secret = folder / "srs.secret"
         self.secret.write_text("the first key\n")
         self.secret.chmod(0o600)
+
+    def configure(self, srs: str) -> None:
+        self.config.write_text(CONFIG.format(state=self.folder) + srs)
 
     def __call__(
         self, *arguments: str, stdin: Optional[bytes] = None, at: str = "2024-01-05"
@@ -81,17 +88,15 @@ def test_a_forwarding_mailbox_is_in_the_address_without_its_extension(srs: Srs) 
     assert address.endswith("=IP=fabrikam.com=bob@contoso.com")
 
 
-def test_standard_input_is_read_line_by_line(srs: Srs) -> None:
+def test_standard_input_is_answered_line_by_line(srs: Srs) -> None:
     status, out, err = srs("reverse", "-", stdin=f"<{RELAYED}>\n\n{RELAYED}\r\nx@contoso.com\n".encode())
-    assert (status, out) == (65, ["bob@fabrikam.com", "bob@fabrikam.com"])
-    assert err == [
-        "x@contoso.com: no SRS address that can be reversed here (mailbox+SRS=hash=timestamp=domain=user@domain)"
-    ]
+    assert (status, out) == (65, ["bob@fabrikam.com", "", "bob@fabrikam.com", ""])
+    assert err == [f"x@contoso.com: no SRS address that can be reversed here ({SHAPES})"]
 
 
 def test_octets_that_are_no_utf_8_are_a_fault_of_their_line_alone(srs: Srs) -> None:
     status, out, err = srs("forward", "-", stdin=b"b\xf6b@fabrikam.com\nbob@fabrikam.com\n")
-    assert (status, out) == (65, [RELAYED])
+    assert (status, out) == (65, ["", RELAYED])
     assert err == ["b?b@fabrikam.com: the local part is empty, or holds a control character or no UTF-8"]
 
 
@@ -104,14 +109,23 @@ def test_octets_that_are_no_utf_8_are_a_fault_of_their_line_alone(srs: Srs) -> N
             "bob@contoso.com: is never rewritten: contoso.com is a domain of this host's organizations",
         ),
         ("bob", "bob: has no domain"),
-        (
-            "a" * 230 + "@x.example",
-            "a" * 230 + "@x.example: the SRS address has 276 octets, more than 254",
-        ),
     ],
 )
 def test_what_cannot_be_rewritten_is_named(srs: Srs, address: str, fault: str) -> None:
     assert srs("forward", address) == (65, [], [fault])
+
+
+def test_what_is_too_long_for_the_long_form_is_named_where_there_is_no_other(srs: Srs) -> None:
+    srs.configure('[srs]\nform = "long"\n')
+    address = "a" * 230 + "@x.example"
+    assert srs("forward", address) == (65, [], [f"{address}: the SRS address has 276 octets, more than 254"])
+
+
+@pytest.mark.parametrize("lists", ['exclude = ["fabrikam.com"]', 'include = ["*.fabrikam.com", "x.example"]'])
+def test_a_sender_that_the_lists_leave_out_is_named(srs: Srs, lists: str) -> None:
+    srs.configure(f"[srs]\n{lists}\n")
+    fault = "bob@fabrikam.com: is never rewritten: fabrikam.com is left out by srs.exclude or srs.include"
+    assert srs("forward", "bob@fabrikam.com") == (65, [], [fault])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +145,12 @@ def test_what_cannot_be_rewritten_is_named(srs: Srs, address: str, fault: str) -
         ),
         (
             "bounces+SRS=44ldt=IX@contoso.com",
-            "no SRS address that can be reversed here (mailbox+SRS=hash=timestamp=domain=user@domain)",
+            f"no SRS address that can be reversed here ({SHAPES})",
+        ),
+        (
+            COMPACT,
+            "no original: the store does not know its token, or no key here made it; it is forged, mistyped, long"
+            " expired, or of a host with another store",
         ),
     ],
 )
@@ -149,13 +168,13 @@ def test_an_address_is_inspected_field_by_field(srs: Srs) -> None:
         0,
         [
             "bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com",
-            "  form        long (original in the address)",
+            "  form        long, as Exchange Online's (original in the address)",
             "  mailbox     bounces, of relayed mail",
             "  hash        czvzs4na (8 characters)",
             "  timestamp   IP = 2024-01-05, 3 days ago (or 1,024 days before, and so on)",
             "  original    bob@fabrikam.com",
             "  SRS domain  contoso.com",
-            "  state       made here, the hash is right and it has not expired: bounces to it are reversed",
+            "  state       made here, the hash is right and it has not expired: bounces to it go to bob@fabrikam.com",
         ],
         [],
     )
@@ -171,7 +190,7 @@ def test_exchange_onlines_own_addresses_are_inspected_too(srs: Srs) -> None:
         0,
         [
             "john.work+SRS=44ldt=IX=fabrikam.com=bob@example.org",
-            "  form        long (original in the address)",
+            "  form        long, as Exchange Online's (original in the address)",
             "  mailbox     john.work, which forwarded the mail",
             "  hash        44ldt (5 characters)",
             "  timestamp   IX = 2018-06-05, yesterday (or 1,024 days before, and so on)",
@@ -180,14 +199,13 @@ def test_exchange_onlines_own_addresses_are_inspected_too(srs: Srs) -> None:
             "  state       somebody else's SRS address: example.org is no accepted domain and no srs_domain here",
             "",
             "bounces+SRS=HnE87=C7@contoso.com",
-            "  form        compact (original kept in a store)",
+            "  form        compact, as Exchange Online's (original kept in a store)",
             "  mailbox     bounces, of relayed mail",
             "  hash        HnE87 (5 characters)",
             "  timestamp   C7 = 2017-12-03, 185 days ago (or 1,024 days before, and so on)",
             "  original    not in the address",
             "  SRS domain  contoso.com",
-            "  state       compact form: its original is in the store of the system that made it, "
-            "and that is not this host",
+            "  state       compact form of another system: its original is in that system's store",
         ],
         [],
     )
@@ -200,6 +218,110 @@ def test_an_expired_address_of_ours_is_told_from_a_foreign_one(srs: Srs) -> None
         "  state       made here, the hash is right, but expired: older than 21 days (srs.validity_days), "
         "or from the future"
     )
+
+
+SRS0 = "SRS0=VPDx=IP=fabrikam.com=bob@contoso.com"
+SRS1 = "SRS1=8dRf=adatum.com==abcd=IP=fabrikam.com=bob@contoso.com"
+
+
+def test_the_classic_format_is_made_and_comes_back(srs: Srs) -> None:
+    srs.configure('[srs]\nformat = "srs0"\n')
+    others = "SRS0=abcd=IP=fabrikam.com=bob@adatum.com"
+    assert srs("forward", "bob@fabrikam.com", others) == (0, [SRS0, SRS1], [])
+    assert srs("reverse", SRS0, SRS1) == (0, ["bob@fabrikam.com", others], [])
+
+
+def test_a_format_that_is_not_enabled_is_not_reversed(srs: Srs) -> None:
+    assert srs("reverse", SRS0) == (65, [], [f"{SRS0}: no SRS address that can be reversed here ({SHAPES})"])
+    srs.configure('[srs]\nalso_reverse = ["srs0"]\n')
+    assert srs("reverse", SRS0, RELAYED) == (0, ["bob@fabrikam.com", "bob@fabrikam.com"], [])
+
+
+def test_classic_addresses_are_inspected_field_by_field(srs: Srs) -> None:
+    srs.configure('[srs]\nformat = "srs0"\n')
+    assert srs("inspect", SRS0, SRS1) == (
+        0,
+        [
+            SRS0,
+            "  form        SRS0, the classic form (original in the address)",
+            "  hash        VPDx (4 characters)",
+            "  timestamp   IP = 2024-01-05, today (or 1,024 days before, and so on)",
+            "  original    bob@fabrikam.com",
+            "  SRS domain  contoso.com",
+            "  state       made here, the hash is right and it has not expired: bounces to it go to bob@fabrikam.com",
+            "",
+            SRS1,
+            "  form        SRS1, the classic form of a second forwarder (leads to the SRS0 address of the first)",
+            "  hash        8dRf (4 characters)",
+            "  first host  adatum.com, to which bounces go on",
+            "  timestamp   IP = 2024-01-05, today (or 1,024 days before, and so on)",
+            "  original    bob@fabrikam.com",
+            "  SRS domain  contoso.com",
+            "  state       made here, the hash is right and it has not expired: "
+            "bounces to it go to SRS0=abcd=IP=fabrikam.com=bob@adatum.com",
+        ],
+        [],
+    )
+
+
+def test_a_long_sender_becomes_compact_and_comes_back(srs: Srs) -> None:
+    assert srs("forward", LONG_USER) == (0, [COMPACT], [])
+    assert srs("reverse", COMPACT, COMPACT.upper()) == (0, [LONG_USER, LONG_USER], [])
+
+
+def test_a_compact_address_of_ours_is_told_from_exchange_onlines(srs: Srs) -> None:
+    srs("forward", LONG_USER)
+    _, out, _ = srs("inspect", COMPACT)
+    assert out[1] == "  form        compact, as Exchange Online's (original kept in a store)"
+    assert out[-1] == (
+        f"  state       made here, the hash is right and it has not expired: bounces to it go to {LONG_USER}"
+    )
+
+
+def test_a_compact_address_is_not_said_to_be_foreign_where_none_is_reversed(srs: Srs) -> None:
+    srs.configure('[srs]\nform = "long"\n')
+    _, out, _ = srs("inspect", COMPACT)
+    assert out[-1] == "  state       compact form, of which none is reversed here (srs.form, srs.also_reverse)"
+
+
+def test_a_store_that_is_away_is_named(srs: Srs) -> None:
+    srs.configure('[store]\nurl = "sqlite:////nowhere/gatepost.db"\n')
+    fault = f"{COMPACT}: store /nowhere/gatepost.db: the folder /nowhere does not exist"
+    assert srs("reverse", COMPACT) == (65, [], [fault])
+    status, out, err = srs("forward", LONG_USER, "bob@fabrikam.com")
+    assert (status, out) == (65, [RELAYED])
+    assert err == [f"{LONG_USER}: store /nowhere/gatepost.db: the folder /nowhere does not exist"]
+    _, out, _ = srs("inspect", COMPACT)
+    assert out[-1] == (
+        "  state       not checked: the store cannot be asked: "
+        "store /nowhere/gatepost.db: the folder /nowhere does not exist"
+    )
+
+
+@pytest.mark.parametrize(
+    ("day", "stamp"),
+    [("2026-01-26", "77"), ("2026-01-27", "AA"), ("2026-01-28", "AB"), ("1970-01-01", "AA"), ("2038-01-19", "IX")],
+)
+def test_addresses_of_any_day_are_made_and_come_back(srs: Srs, day: str, stamp: str) -> None:
+    _, made, _ = srs("forward", "bob@fabrikam.com", LONG_USER, at=day)
+    assert [f"={stamp}=" in made[0], f"={stamp}@" in made[1]] == [True, True]
+    assert srs("reverse", *made, at=day) == (0, ["bob@fabrikam.com", LONG_USER], [])
+
+
+def test_an_address_from_before_the_wrap_is_good_after_it_and_not_before_its_day(srs: Srs) -> None:
+    _, (made,), _ = srs("forward", "bob@fabrikam.com", at="2026-01-20")
+    assert srs("reverse", made, at="2026-02-10") == (0, ["bob@fabrikam.com"], [])
+    assert srs("reverse", made, at="2026-02-11")[0] == 65
+    assert srs("reverse", made, at="2026-01-19")[0] == 65
+
+
+@pytest.mark.parametrize("srs_table", ['format = "srs0"', 'format = "exchange"', 'form = "compact"'])
+def test_thousands_of_addresses_come_and_go_in_one_call(srs: Srs, srs_table: str) -> None:
+    srs.configure(f"[srs]\n{srs_table}\n")
+    senders = [f"user{number}@fabrikam.com" for number in range(1000)]
+    status, made, err = srs("forward", "-", stdin="\n".join(senders).encode())
+    assert (status, len(made), err) == (0, 1000, [])
+    assert srs("reverse", "-", stdin="\n".join(made).encode()) == (0, senders, [])
 
 
 def test_inspect_works_without_a_configuration(srs: Srs) -> None:

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from daemonprocess import Gatepost, free_port, poll
 from milterclient import (
+    ADDRCPT,
     CHGFROM,
+    DELRCPT,
     NOBODY,
     NOEOH,
     NOHDRS,
@@ -30,6 +32,9 @@ from milterclient import (
     MilterError,
     Outcome,
 )
+
+from gatepost.service.secret import read_keys
+from gatepost.srs import Address, Exchange
 
 FAULT = "451 4.3.0 gatepost: internal error, please try again later"
 TRUSTED = {"{cert_subject}": b"mail.contoso.com", "{cert_issuer}": b"Contoso CA"}
@@ -61,6 +66,11 @@ def egress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatepost]:
 
 
 @pytest.fixture(scope="module")
+def returning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatepost]:
+    yield from started(tmp_path_factory, more='[srs]\nreverse = "milter"')
+
+
+@pytest.fixture(scope="module")
 def tcp(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
     port = free_port()
     for _ in started(tmp_path_factory, milter=f"inet:127.0.0.1:{port}"):
@@ -83,6 +93,11 @@ def rewritten(outcome: Outcome) -> list[bytes]:
 def test_only_the_change_of_the_sender_is_asked_for(current: Gatepost) -> None:
     with MilterClient(current.socket) as client:
         assert client.actions == CHGFROM
+
+
+def test_change_of_recipients_is_asked_for_where_the_milter_brings_bounces_back(returning: Gatepost) -> None:
+    with MilterClient(returning.socket) as client:
+        assert client.actions == CHGFROM | ADDRCPT | DELRCPT
 
 
 def test_rule_set_2023_11_01_needs_no_headers(current: Gatepost) -> None:
@@ -171,6 +186,85 @@ def test_forwarded_message_leaves_by_the_egress_hop_in_the_name_of_its_mailbox(e
         outcome = hop.send(b"<bob@fabrikam.com>", [rcpt], [(b"Received", received), (b"From", b"bob@fabrikam.com")])
         assert rewritten(outcome) == [b"<john.work+SRS=HASH=TT=fabrikam.com=bob@contoso.com>"]
         hop.quit()
+
+
+def srs_path(gatepost: Gatepost, original: str) -> bytes:
+    """Return the path of the SRS address that *original* gets."""
+    exchange = Exchange(read_keys(gatepost.state / "srs.secret"))
+    day = int(time.time()) // 86400
+    return f"<{exchange.forward(Address.parse(original), 'bounces', 'contoso.com', day)}>".encode()
+
+
+def test_originals_are_added_and_srs_recipients_deleted_as_given(returning: Gatepost) -> None:
+    bob, ann = (srs_path(returning, f"{name}@fabrikam.com") for name in ("Bob", "ann"))
+    with MilterClient(returning.socket) as client:
+        outcome = client.open("203.0.113.9").send(b"<>", [bob, INSIDE, ann.lower(), bob])
+        client.quit()
+    assert (outcome.rcpt, outcome.eom) == (["continue"] * 4, "continue")
+    assert outcome.added == [b"<Bob@fabrikam.com>", b"<ann@fabrikam.com>"]
+    assert outcome.deleted == [bob, ann.lower(), bob]
+
+
+def test_utf8_original_is_added_as_it_is(returning: Gatepost) -> None:
+    with MilterClient(returning.socket) as client:
+        outcome = client.open("203.0.113.9").send(b"<>", [srs_path(returning, "café@fabrikam.com")])
+        client.quit()
+    assert outcome.added == ["<café@fabrikam.com>".encode()]
+
+
+def test_forged_srs_recipient_is_refused_and_the_others_are_brought_back(returning: Gatepost) -> None:
+    bob = srs_path(returning, "bob@fabrikam.com")
+    with MilterClient(returning.socket) as client:
+        outcome = client.open("203.0.113.9").send(b"<>", [bob.replace(b"=bob@", b"=eve@"), bob])
+        client.quit()
+    assert outcome.rcpt == ["550 5.1.1 SRS address with a wrong hash", "continue"]
+    assert (outcome.added, outcome.deleted) == ([b"<bob@fabrikam.com>"], [bob])
+
+
+def test_mail_with_a_sender_to_an_srs_recipient_is_refused_at_data_and_the_next_message_is_not(
+    returning: Gatepost,
+) -> None:
+    bob = srs_path(returning, "bob@fabrikam.com")
+    with MilterClient(returning.socket) as client:
+        client.open("203.0.113.9")
+        refusal = client.send(b"<eve@example.com>", [bob])
+        assert (refusal.rcpt, refusal.data) == (
+            ["continue"],
+            "550 5.7.1 This address takes only bounces (null sender)",
+        )
+        assert client.send(b"<>", [bob]).added == [b"<bob@fabrikam.com>"]
+        client.quit()
+
+
+def test_bounce_is_put_off_where_the_mta_does_not_let_recipients_be_changed(returning: Gatepost) -> None:
+    with MilterClient(returning.socket, actions=CHGFROM) as client:
+        outcome = client.open("203.0.113.9").send(b"<>", [srs_path(returning, "bob@fabrikam.com")])
+    assert outcome.eom == FAULT
+
+
+def test_compact_address_that_one_worker_made_is_brought_back_by_any(returning: Gatepost) -> None:
+    sender = b"<" + b"b" * 60 + b"@fabrikam.com>"
+    with MilterClient(returning.socket, macros=TRUSTED) as client:
+        (rewritten_sender,) = client.open().send(sender, [OUTSIDE]).senders
+        client.quit()
+    assert re.fullmatch(rb"<bounces\+SRS=[a-z2-7]{16}=[A-Z2-7]{2}@contoso\.com>", rewritten_sender)
+    for _ in range(6):
+        with MilterClient(returning.socket) as client:
+            outcome = client.open("203.0.113.9").send(b"<>", [rewritten_sender])
+            client.quit()
+        assert (outcome.added, outcome.deleted) == ([sender], [rewritten_sender])
+
+
+def test_client_that_guesses_is_put_off_by_all_workers(tmp_path: Path) -> None:
+    wrong = b"<bounces+SRS=aaaaaaaa=%s=fabrikam.com=bob@contoso.com>"
+    with Gatepost(tmp_path, workers=2, more='[srs]\nreverse = "milter"\nfailures_per_hour = 3') as gatepost:
+        stamp_now = srs_path(gatepost, "bob@fabrikam.com").split(b"=")[2]
+        replies = []
+        for _ in range(10):
+            with MilterClient(gatepost.socket) as client:
+                replies += client.open("203.0.113.9").send(b"<>", [wrong % stamp_now]).rcpt
+                client.quit()
+        assert [reply[:9] for reply in replies] == ["550 5.1.1"] * 3 + ["450 4.7.1"] * 7
 
 
 def test_tcp_socket_is_served_like_a_unix_one(tcp: tuple[str, int]) -> None:
@@ -491,9 +585,9 @@ def test_session_under_way_is_finished_when_the_milter_is_told_to_stop(tmp_path:
         gatepost.signal(signal.SIGTERM)
         gatepost.wait_for_log("milter draining")
         assert client.data() == "continue"
-        senders: list[bytes] = []
-        assert client.end_of_message(senders) == "continue"
-        assert len(senders) == 1
+        outcome = Outcome()
+        assert client.end_of_message(outcome) == "continue"
+        assert len(outcome.senders) == 1
         client.quit()
         assert gatepost.wait() == 0
 

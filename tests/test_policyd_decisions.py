@@ -3,16 +3,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
 import pytest
+from snapshots import nothing
 
-from gatepost.policyd.decisions import Action, Answer, Entry, Found, Transaction, decide, look_up
+from gatepost.policyd.decisions import (
+    Action,
+    Aids,
+    Answer,
+    Entry,
+    Found,
+    Transaction,
+    decide,
+    forward,
+    look_up,
+)
 from gatepost.relay import Result
 from gatepost.service.config import parse
-from gatepost.service.flow import Bounce
+from gatepost.service.reversal import Bounce
+from gatepost.service.rewriting import Rewritten
 from gatepost.service.snapshot import Snapshot, build, bypass_file
+from gatepost.service.store import StoreError
 from gatepost.srs import Address, Keys
 
 NOW = 1_700_000_000
@@ -27,7 +41,14 @@ def state(tmp_path: Path) -> Path:
 
 
 def snapshot(
-    state: Path, *, reverse: str = "map", by: str = "milter", mode: str = "enforce", egress: bool = True
+    state: Path,
+    *,
+    reverse: str = "map",
+    by: str = "milter",
+    mode: str = "enforce",
+    egress: bool = True,
+    form: str = "long",
+    **srs: object,
 ) -> Snapshot:
     raw: dict[str, object] = {
         "state_directory": str(state),
@@ -42,7 +63,7 @@ def snapshot(
             }
         ],
         "relay": {"mode": mode, "enforced_by": by, "local_domains": ["mx.contoso.net"]},
-        "policyd": {"reverse": reverse},
+        "srs": {"reverse": reverse, "form": form, **srs},
     }
     if egress:
         raw["egress"] = {"transport": "gatepost-egress:[127.0.0.1]:10027"}
@@ -75,12 +96,16 @@ class Connection:
         }
         self.known = Transaction()
         self.taken: list[str] = []
+        self.guessing = False
 
     def ask(self, state: str, **attributes: str) -> Answer:
         request = {**self.attributes, "protocol_state": state, **attributes}
         wire = {name.encode(): value.encode("utf-8", "surrogateescape") for name, value in request.items()}
-        answer, self.known = decide(self.snapshot, wire, self.known, NOW, lambda: "REFERENCE1")
+        answer, self.known = decide(self.snapshot, wire, self.known, NOW, self.aids())
         return answer
+
+    def aids(self) -> Aids:
+        return Aids(lambda: "REFERENCE1", nothing, lambda client: self.guessing and client == "198.51.100.7")
 
     def rcpt(self, recipient: str) -> Answer:
         queue_id = "4CgSNs5Q9s" if self.taken else ""
@@ -102,10 +127,7 @@ def test_wrong_hash_is_refused_with_5_1_1_and_logged_as_forged(state: Path) -> N
     answer = Connection(hub).rcpt(forged(hub))
     assert answer.text == "550 5.1.1 SRS address with a wrong hash"
     assert answer.bounce is Bounce.FORGED
-    assert (
-        answer.log
-        == f"NOQUEUE: action=reject, from=<>, to=<{forged(hub)}>, client=198.51.100.7, reason=srs-forged"
-    )
+    assert answer.log == f"NOQUEUE: action=reject, from=<>, to=<{forged(hub)}>, client=198.51.100.7, reason=srs-forged"
 
 
 def test_expired_stamp_is_refused_with_5_1_1_and_logged_as_expired(state: Path) -> None:
@@ -128,9 +150,7 @@ def test_somebody_elses_srs_address_is_dunno(state: Path) -> None:
 
 
 def test_ordinary_recipient_is_dunno_without_a_log_line(state: Path) -> None:
-    assert Connection(snapshot(state), "bob@fabrikam.com").rcpt("john@contoso.com") == Answer(
-        Action.DUNNO, "DUNNO"
-    )
+    assert Connection(snapshot(state), "bob@fabrikam.com").rcpt("john@contoso.com") == Answer(Action.DUNNO, "DUNNO")
 
 
 def test_unquoted_local_part_with_a_space_is_judged_as_postfix_sends_it(state: Path) -> None:
@@ -259,9 +279,7 @@ def test_redirect_mode_puts_off_whatever_comes_beside_an_srs_recipient(state: Pa
     connection.rcpt(srs(hub))
     for rcpt in ("john@contoso.com", srs(hub, "alice@fabrikam.com")):
         answer = connection.rcpt(rcpt)
-        assert (
-            answer.text == "452 4.5.3 An SRS address takes no other recipient beside it, send again for each"
-        )
+        assert answer.text == "452 4.5.3 An SRS address takes no other recipient beside it, send again for each"
         assert answer.log.endswith("reason=srs-beside-others")
     assert connection.data().text == "REDIRECT bob@fabrikam.com"
 
@@ -288,12 +306,8 @@ def test_redirect_mode_lets_a_null_sender_with_several_other_recipients_pass(sta
     assert connection.data().text == "DUNNO"
 
 
-@pytest.mark.parametrize(
-    "seen", [None, "jane@contoso.com"], ids=["nothing seen", "only the last recipient seen"]
-)
-def test_redirect_mode_puts_off_a_null_sender_whose_recipients_it_missed(
-    state: Path, seen: Optional[str]
-) -> None:
+@pytest.mark.parametrize("seen", [None, "jane@contoso.com"], ids=["nothing seen", "only the last recipient seen"])
+def test_redirect_mode_puts_off_a_null_sender_whose_recipients_it_missed(state: Path, seen: Optional[str]) -> None:
     connection = Connection(snapshot(state, reverse="redirect"))
     if seen:
         connection.ask("RCPT", recipient=seen, queue_id="4CgSNs5Q9s")
@@ -355,9 +369,7 @@ def test_monitor_mode_logs_the_refusal_and_leaves_the_mail_to_postfix(state: Pat
 
 def test_monitor_mode_makes_nothing_relayable(state: Path) -> None:
     hub = snapshot(state, by="policyd", mode="monitor")
-    assert (
-        Connection(hub, "app@contoso.com", client_address="192.0.2.5").rcpt("x@example.org").text == "DUNNO"
-    )
+    assert Connection(hub, "app@contoso.com", client_address="192.0.2.5").rcpt("x@example.org").text == "DUNNO"
 
 
 def test_client_that_no_organization_is_meant_by_is_left_to_postfix(state: Path) -> None:
@@ -402,9 +414,7 @@ def test_untrusted_certificate_counts_as_none(state: Path) -> None:
 
 def test_null_sender_to_outside_needs_a_certificate(state: Path) -> None:
     hub = snapshot(state, by="policyd")
-    assert (
-        Connection(hub, "", client_address="192.0.2.5").rcpt("x@example.org").text.startswith("550 5.7.64 ")
-    )
+    assert Connection(hub, "", client_address="192.0.2.5").rcpt("x@example.org").text.startswith("550 5.7.64 ")
     trusted = Connection(hub, "", ccert_subject="crm.contoso.com", ccert_issuer="CA")
     assert trusted.rcpt("x@example.org").text == "OK"
 
@@ -431,27 +441,25 @@ def test_what_was_refused_does_not_count_as_a_recipient(state: Path) -> None:
 
 def test_reverse_map_gives_the_original_sender(state: Path) -> None:
     hub = snapshot(state)
-    assert look_up(hub, "reverse", srs(hub), NOW) == Entry(Found.OK, "bob@fabrikam.com", Bounce.ORIGINAL)
+    assert look_up(hub, "reverse", srs(hub), NOW, nothing) == Entry(Found.OK, "bob@fabrikam.com", Bounce.ORIGINAL)
 
 
 def test_reverse_map_gives_a_quoted_local_part_quoted(state: Path) -> None:
     hub = snapshot(state)
-    entry = look_up(hub, "reverse", srs(hub, '"bob b"@fabrikam.com'), NOW)
+    entry = look_up(hub, "reverse", srs(hub, '"bob b"@fabrikam.com'), NOW, nothing)
     assert (entry.found, entry.text) == (Found.OK, '"bob b"@fabrikam.com')
 
 
 def test_reverse_map_takes_a_key_without_its_quotes_from_old_postfix(state: Path) -> None:
     hub = snapshot(state)
     rcpt = Address.parse(srs(hub, '"bob b"@fabrikam.com'))
-    entry = look_up(hub, "reverse", f"{rcpt.local}@{rcpt.domain}", NOW)
+    entry = look_up(hub, "reverse", f"{rcpt.local}@{rcpt.domain}", NOW, nothing)
     assert (entry.found, entry.text) == (Found.OK, '"bob b"@fabrikam.com')
 
 
-@pytest.mark.parametrize(
-    "key", ["john@contoso.com", "@contoso.com", "bounces", "", "@", "a@", "\udcff@contoso.com"]
-)
+@pytest.mark.parametrize("key", ["john@contoso.com", "@contoso.com", "bounces", "", "@", "a@", "\udcff@contoso.com"])
 def test_reverse_map_does_not_find_what_is_no_srs_address(state: Path, key: str) -> None:
-    assert look_up(snapshot(state), "reverse", key, NOW) == Entry(Found.NOTFOUND)
+    assert look_up(snapshot(state), "reverse", key, NOW, nothing) == Entry(Found.NOTFOUND)
 
 
 def test_reverse_map_does_not_find_forged_expired_and_foreign_addresses(state: Path) -> None:
@@ -461,49 +469,176 @@ def test_reverse_map_does_not_find_forged_expired_and_foreign_addresses(state: P
         (expired(hub), Bounce.EXPIRED),
         (FOREIGN_SRS, Bounce.FOREIGN),
     ):
-        assert look_up(hub, "reverse", key, NOW) == Entry(Found.NOTFOUND, bounce=bounce)
+        assert look_up(hub, "reverse", key, NOW, nothing) == Entry(Found.NOTFOUND, bounce=bounce)
 
 
 def test_reverse_map_works_on_in_bypass(state: Path) -> None:
     hub = snapshot(state)
     bypass_file(hub.config).touch()
-    assert look_up(hub, "reverse", srs(hub), NOW).found is Found.OK
+    assert look_up(hub, "reverse", srs(hub), NOW, nothing).found is Found.OK
 
 
 # --- the map `egress`
 
 
 def test_egress_map_sends_a_foreign_sender_to_the_egress_hop(state: Path) -> None:
-    entry = look_up(snapshot(state), "egress", "bob@fabrikam.com", NOW)
+    entry = look_up(snapshot(state), "egress", "bob@fabrikam.com", NOW, nothing)
     assert entry == Entry(Found.OK, "gatepost-egress:[127.0.0.1]:10027")
 
 
 def test_egress_map_bounces_a_sender_that_cannot_be_rewritten(state: Path) -> None:
-    entry = look_up(snapshot(state), "egress", "b" * 240 + "@fabrikam.com", NOW)
+    entry = look_up(snapshot(state), "egress", "b" * 240 + "@fabrikam.com", NOW, nothing)
     assert entry.found is Found.OK
     assert entry.text.startswith("error:5.1.7 ")
 
 
 @pytest.mark.parametrize("key", ["<>", '"<>"', "", "@fabrikam.com", "bob", "john@contoso.com"])
 def test_egress_map_lets_null_senders_parts_and_own_senders_out(state: Path, key: str) -> None:
-    assert look_up(snapshot(state), "egress", key, NOW) == Entry(Found.NOTFOUND)
+    assert look_up(snapshot(state), "egress", key, NOW, nothing) == Entry(Found.NOTFOUND)
 
 
 def test_egress_map_does_not_find_what_the_rewriting_made(state: Path) -> None:
     hub = snapshot(state)
-    assert look_up(hub, "egress", srs(hub), NOW) == Entry(Found.NOTFOUND)
+    assert look_up(hub, "egress", srs(hub), NOW, nothing) == Entry(Found.NOTFOUND)
 
 
 def test_egress_map_finds_nothing_without_an_egress_hop(state: Path) -> None:
-    assert look_up(snapshot(state, egress=False), "egress", "bob@fabrikam.com", NOW) == Entry(Found.NOTFOUND)
+    assert look_up(snapshot(state, egress=False), "egress", "bob@fabrikam.com", NOW, nothing) == Entry(Found.NOTFOUND)
 
 
 def test_egress_map_finds_nothing_in_monitor_mode_and_in_bypass(state: Path) -> None:
-    assert look_up(snapshot(state, mode="monitor"), "egress", "bob@fabrikam.com", NOW).found is Found.NOTFOUND
+    assert look_up(snapshot(state, mode="monitor"), "egress", "bob@fabrikam.com", NOW, nothing).found is Found.NOTFOUND
     hub = snapshot(state)
     bypass_file(hub.config).touch()
-    assert look_up(hub, "egress", "bob@fabrikam.com", NOW).found is Found.NOTFOUND
+    assert look_up(hub, "egress", "bob@fabrikam.com", NOW, nothing).found is Found.NOTFOUND
 
 
 def test_unknown_map_is_perm(state: Path) -> None:
-    assert look_up(snapshot(state), "forward", "x@contoso.com", NOW).found is Found.PERM
+    entry = look_up(snapshot(state), "backward", "x@contoso.com", NOW, nothing)
+    assert entry == Entry(Found.PERM, "unknown map: only reverse, forward and egress are served")
+
+
+# --- accept_from = "everyone"
+
+
+@pytest.mark.parametrize("reverse", ["map", "redirect", "milter"])
+def test_mail_with_a_sender_to_an_srs_recipient_is_taken_from_everyone(state: Path, reverse: str) -> None:
+    hub = snapshot(state, reverse=reverse, accept_from="everyone")
+    connection = Connection(hub, "vacation@example.net")
+    assert connection.rcpt(srs(hub)).text == "DUNNO"
+    expected = "REDIRECT bob@fabrikam.com" if reverse == "redirect" else "DUNNO"
+    assert connection.data().text == expected
+
+
+def test_mail_with_a_sender_is_not_split_where_everyone_is_welcome_to_the_map(state: Path) -> None:
+    hub = snapshot(state, accept_from="everyone")
+    connection = Connection(hub, "vacation@example.net")
+    for rcpt in (srs(hub), "john@contoso.com", srs(hub, "alice@fabrikam.com")):
+        assert connection.rcpt(rcpt).text == "DUNNO"
+    assert connection.data().text == "DUNNO"
+
+
+def test_mail_with_a_sender_is_split_for_redirect_where_everyone_is_welcome(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect", accept_from="everyone")
+    connection = Connection(hub, "vacation@example.net")
+    assert connection.rcpt("john@contoso.com").text == "DUNNO"
+    assert connection.rcpt(srs(hub)).text.startswith("452 4.5.3 ")
+
+
+def test_forged_recipient_is_refused_from_everyone_too(state: Path) -> None:
+    hub = snapshot(state, accept_from="everyone")
+    assert Connection(hub, "vacation@example.net").rcpt(forged(hub)).action is Action.REJECT
+
+
+# --- guessing
+
+
+@pytest.mark.parametrize("make", [forged, expired, srs], ids=["forged", "expired", "right"])
+def test_client_that_guesses_is_put_off_for_right_addresses_too(state: Path, make: Callable[[Snapshot], str]) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub)
+    connection.guessing = True
+    answer = connection.rcpt(make(hub))
+    assert answer.text == "450 4.7.1 Too many SRS addresses with a wrong hash from this client, try again later"
+    assert (answer.action, answer.bounce) == (Action.DEFER, None)
+    assert answer.log.endswith("client=198.51.100.7, reason=srs-guessing")
+    assert connection.known == Transaction(b"1", complete=True)
+
+
+@pytest.mark.parametrize("rcpt", ["john@contoso.com", FOREIGN_SRS])
+def test_client_that_guesses_still_gets_its_other_mail_through(state: Path, rcpt: str) -> None:
+    connection = Connection(snapshot(state))
+    connection.guessing = True
+    assert connection.rcpt(rcpt).text == "DUNNO"
+
+
+# --- compact addresses
+
+
+def compact(hub: Snapshot) -> Rewritten:
+    made = forward(hub, "bob@fabrikam.com", NOW)
+    assert made is not None
+    return made
+
+
+def test_compact_address_is_looked_up_in_the_store(state: Path) -> None:
+    hub = snapshot(state, form="compact")
+    made = compact(hub)
+    entry = look_up(hub, "reverse", made.address, NOW, {made.token: made.original}.get)
+    assert entry == Entry(Found.OK, "bob@fabrikam.com", Bounce.ORIGINAL)
+    assert look_up(hub, "reverse", made.address, NOW, nothing) == Entry(Found.NOTFOUND, bounce=Bounce.FORGED)
+
+
+def test_failure_of_the_store_passes_through(state: Path) -> None:
+    def away(token: str) -> Optional[str]:
+        raise StoreError("away")
+
+    hub = snapshot(state, form="compact")
+    with pytest.raises(StoreError):
+        look_up(hub, "reverse", compact(hub).address, NOW, away)
+    assert look_up(hub, "reverse", "john@contoso.com", NOW, away) == Entry(Found.NOTFOUND)
+    assert look_up(hub, "egress", "bob@fabrikam.com", NOW, away).found is Found.OK
+
+
+# --- the map `forward`
+
+
+def test_forward_map_gives_the_srs_address_of_the_default_organization(state: Path) -> None:
+    hub = snapshot(state)
+    assert forward(hub, "bob@fabrikam.com", NOW) == Rewritten(srs(hub), "bounces")
+
+
+def test_forward_map_needs_no_egress_hop(state: Path) -> None:
+    hub = snapshot(state, egress=False)
+    assert forward(hub, "bob@fabrikam.com", NOW) == Rewritten(srs(hub), "bounces")
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "<>", "@", "@fabrikam.com", "bob", "john@contoso.com", FOREIGN_SRS.replace("example.net", "contoso.com")],
+)
+def test_forward_map_leaves_null_senders_parts_and_own_senders(state: Path, key: str) -> None:
+    assert forward(snapshot(state), key, NOW) is None
+
+
+def test_forward_map_leaves_what_cannot_be_rewritten(state: Path) -> None:
+    assert forward(snapshot(state), "b" * 240 + "@fabrikam.com", NOW) is None
+
+
+def test_forward_map_leaves_what_it_made(state: Path) -> None:
+    for form in ("long", "compact"):
+        hub = snapshot(state, form=form)
+        assert forward(hub, compact(hub).address, NOW) is None
+
+
+def test_forward_map_leaves_everything_in_monitor_mode_and_in_bypass(state: Path) -> None:
+    assert forward(snapshot(state, mode="monitor"), "bob@fabrikam.com", NOW) is None
+    hub = snapshot(state)
+    bypass_file(hub.config).touch()
+    assert forward(hub, "bob@fabrikam.com", NOW) is None
+
+
+def test_excluded_sender_is_in_neither_map(state: Path) -> None:
+    hub = snapshot(state, exclude=["fabrikam.com"])
+    assert forward(hub, "bob@fabrikam.com", NOW) is None
+    assert look_up(hub, "egress", "bob@fabrikam.com", NOW, nothing) == Entry(Found.NOTFOUND)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Octets of the policy delegation and socketmap protocols, and the requests that they are."""
+"""Octets of the policy delegation, socketmap and tcp_table protocols, and the requests that they are."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Union
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,11 @@ from gatepost.policyd.wire import (
     PolicyParser,
     ProtocolError,
     SocketmapParser,
+    TcpTableParser,
     netstring,
     parser_for,
     policy_reply,
+    tcp_table_reply,
 )
 
 POLICY = b"request=smtpd_access_policy\nprotocol_state=RCPT\nsender=\nrecipient=a=b@contoso.com\n\n"
@@ -147,7 +150,9 @@ SOCKETMAP_REQUESTS = st.lists(st.tuples(NAMES, st.binary(max_size=40)), max_size
 CUTS = st.lists(st.integers(0, 400), max_size=8)
 
 
-def in_pieces(parser: Union[PolicyParser, SocketmapParser], data: bytes, cuts: list[int]) -> list[object]:
+def in_pieces(
+    parser: Union[PolicyParser, SocketmapParser, TcpTableParser], data: bytes, cuts: list[int]
+) -> list[object]:
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     read: list[object] = []
     for start, end in zip(places, places[1:]):
@@ -159,9 +164,7 @@ def in_pieces(parser: Union[PolicyParser, SocketmapParser], data: bytes, cuts: l
 def test_policy_requests_are_the_same_however_they_are_split(
     requests: list[dict[bytes, bytes]], cuts: list[int]
 ) -> None:
-    data = b"".join(
-        b"".join(name + b"=" + value + b"\n" for name, value in item.items()) + b"\n" for item in requests
-    )
+    data = b"".join(b"".join(name + b"=" + value + b"\n" for name, value in item.items()) + b"\n" for item in requests)
     assert in_pieces(PolicyParser(), data, cuts) == requests
 
 
@@ -173,19 +176,19 @@ def test_socketmap_requests_are_the_same_however_they_are_split(
     assert in_pieces(SocketmapParser(), data, cuts) == requests
 
 
-NOISE = st.binary(max_size=60) | st.text("0123456789:,ab= \n", max_size=60).map(str.encode)
+NOISE = st.binary(max_size=60) | st.text("0123456789:,abget= %\n", max_size=60).map(str.encode)
 
 
 @given(NOISE, CUTS)
 def test_arbitrary_octets_raise_nothing_but_protocol_errors(data: bytes, cuts: list[int]) -> None:
-    for parser in (PolicyParser(), SocketmapParser()):
+    for parser in (PolicyParser(), SocketmapParser(), TcpTableParser()):
         with contextlib.suppress(ProtocolError):
             in_pieces(parser, data, cuts)
 
 
 @given(NOISE, CUTS)
 def test_whether_octets_break_the_protocol_does_not_depend_on_their_split(data: bytes, cuts: list[int]) -> None:
-    for kind in (PolicyParser, SocketmapParser):
+    for kind in (PolicyParser, SocketmapParser, TcpTableParser):
         outcomes = []
         for places in ([], cuts):
             try:
@@ -193,3 +196,83 @@ def test_whether_octets_break_the_protocol_does_not_depend_on_their_split(data: 
             except ProtocolError:
                 outcomes.append(["broken"])
         assert outcomes[0] == outcomes[1]
+
+
+# --- tcp_table(5)
+
+
+def test_tcp_table_request_is_its_key() -> None:
+    assert TcpTableParser().feed(b"get bob@fabrikam.com\n") == [b"bob@fabrikam.com"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "key"),
+    [
+        (b"get a%20b@contoso.com\n", b"a b@contoso.com"),
+        (b"get %25%0A%ff%C3%bc\n", b"%\n\xff\xc3\xbc"),
+        (b"get a b\n", b"a b"),
+        (b"get \n", b""),
+        (b"get 100%\n", b"100%"),
+        (b"get %zz%4\n", b"%zz%4"),
+    ],
+)
+def test_key_is_percent_decoded(request_: bytes, key: bytes) -> None:
+    assert TcpTableParser().feed(request_) == [key]
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "reply"),
+    [
+        (200, b"bounces+SRS=x=AA=y.example=z@contoso.com", b"200 bounces+SRS=x=AA=y.example=z@contoso.com\n"),
+        (200, b'"a b%\n"@contoso.com', b'200 "a%20b%25%0A"@contoso.com\n'),
+        (200, b"b\xc3\xb8b@contoso.com", b"200 b%C3%B8b@contoso.com\n"),
+        (500, b"not found", b"500 not%20found\n"),
+        (400, b"", b"400 \n"),
+    ],
+)
+def test_tcp_table_reply_is_a_code_and_a_percent_encoded_text(code: int, text: bytes, reply: bytes) -> None:
+    assert tcp_table_reply(code, text) == reply
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\n",
+        b"put bob@fabrikam.com x\n",
+        b"GET bob\n",
+        b"get\n",
+        b" get bob\n",
+        b"get bob\n\n",
+        b"get " + b"k" * 4092 + b"\n",
+        b"g" * 4096,
+    ],
+    ids=["empty line", "put", "upper case", "no key", "space in front", "empty line behind", "too long", "endless"],
+)
+def test_broken_tcp_table_request_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        TcpTableParser().feed(data)
+
+
+def test_tcp_table_request_of_the_greatest_length_is_read() -> None:
+    assert TcpTableParser().feed(b"get " + b"k" * 4091 + b"\n") == [b"k" * 4091]
+
+
+def test_half_a_tcp_table_request_is_unfinished() -> None:
+    parser = TcpTableParser()
+    assert parser.feed(b"get a\nget") == [b"a"]
+    assert parser.unfinished
+    assert parser.feed(b" b\n") == [b"b"]
+    assert not parser.unfinished
+
+
+@given(st.lists(st.binary(max_size=60), max_size=4), CUTS)
+def test_tcp_table_keys_survive_their_coding_however_they_are_split(keys: list[bytes], cuts: list[int]) -> None:
+    data = b"".join(b"get " + quote_from_bytes(key, safe="").encode() + b"\n" for key in keys)
+    assert in_pieces(TcpTableParser(), data, cuts) == keys
+
+
+@given(st.binary(max_size=80))
+def test_tcp_table_reply_is_one_line_of_printable_ascii_that_decodes_to_the_text(text: bytes) -> None:
+    reply = tcp_table_reply(200, text)
+    assert all(0x20 < octet < 0x7F for octet in reply[4:-1])
+    assert unquote_to_bytes(reply[4:-1]) == text

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from gatepost.relay import AcceptedDomain, Connector, DomainType, RuleSet
-from gatepost.service.config import Config, EgressConfig, Listen, Mode, load
-from gatepost.service.snapshot import ensure_secret, load_snapshot, read_keys
+from gatepost.service.config import Config, EgressConfig, Mode, load
+from gatepost.service.fields import Listen
+from gatepost.service.snapshot import load_snapshot
+from gatepost.service.srs_config import Form, Format, ReverseBy, Srs0Config, SrsConfig, without_password
 from gatepost.service.tables import ConfigError
 
 CONTOSO = """
@@ -52,13 +54,21 @@ def test_the_defaults_are_those_of_the_manual(file: Path, monkeypatch: pytest.Mo
     assert (config.srs.hash_length, config.srs.validity_days) == (8, 21)
     assert config.milter.listen == Listen(path="/var/spool/postfix/gatepost/milter.sock")
     assert config.policyd.listen == (Listen(path="/var/spool/postfix/gatepost/policyd.sock"),)
-    assert (config.milter.workers, config.policyd.workers, config.policyd.reverse) == (2, 2, "map")
+    assert (config.milter.workers, config.policyd.workers) == (2, 2)
+    assert config.srs == SrsConfig(secret_file=Path("/var/lib/gatepost/srs.secret"))
+    assert (config.srs.format, config.srs.form, config.srs.reverse) == (Format.EXCHANGE, Form.AUTO, ReverseBy.MAP)
+    assert (config.srs.also_reverse, config.srs.accept_from, config.srs.failures_per_hour) == ((), "bounces", 100)
+    assert (config.srs.exclude, config.srs.include, config.srs.watched, config.srs.only_spf) == ((), (), (), False)
+    assert config.srs.srs0 == Srs0Config("=", hash_length=4, hash_minimum=4, base64url=False)
+    assert (config.policyd.tcp_table_forward, config.policyd.tcp_table_reverse) == ((), ())
+    assert (config.store_url, config.nameservers) == ("sqlite:////var/lib/gatepost/gatepost.db", ())
     assert config.egress is None
     assert config.metrics == Listen(host="127.0.0.1", port=9797)
     assert config.warnings == ()
 
 
 def test_every_key_is_taken(file: Path) -> None:
+    (file.parent / "excluded").write_text("")
     config = read(
         file,
         """
@@ -74,6 +84,7 @@ def test_every_key_is_taken(file: Path) -> None:
         domain = "corp.contoso.com"
         type = "InternalRelay"
         match_subdomains = true
+        srs_domain = "SRS.corp.contoso.com"
         [[organization.connector]]
         name = "office"
         sender_ip_addresses = ["192.0.2.1", "192.0.2.77/28"]
@@ -88,15 +99,36 @@ def test_every_key_is_taken(file: Path) -> None:
         exempt = []
         [srs]
         secret_file = "/etc/gatepost/srs.secret"
+        format = "srs0"
+        also_reverse = ["exchange", "compact"]
+        form = "long"
         hash_length = 5
         validity_days = 1000
+        reverse = "redirect"
+        accept_from = "everyone"
+        failures_per_hour = 0
+        exclude = ["Fabrikam.com"]
+        exclude_file = "excluded"
+        include = ["*.Fabrikam.com"]
+        only_spf = true
+        outgoing_addresses = ["192.0.2.1", "2001:DB8::1"]
+        [srs.srs0]
+        separator = "+"
+        hash_length = 27
+        hash_minimum = 5
+        base64url = true
+        [store]
+        url = "postgresql://gatepost@db.contoso.com/gatepost"
+        [dns]
+        nameservers = ["192.0.2.53", "::1", "[::1]", "[::1]:5353", "127.0.0.1:5353"]
         [milter]
         listen = "inet:[::1]:10040"
         workers = 4
         [policyd]
         listen = ["unix:/run/policyd.sock", "inet:127.0.0.1:10041"]
         workers = 1
-        reverse = "redirect"
+        tcp_table_forward = "inet:127.0.0.1:10001"
+        tcp_table_reverse = ["inet:127.0.0.1:10002", "unix:/run/reverse.sock"]
         [egress]
         transport = "out:[127.0.0.1]:10099"
         daemon_name = "out"
@@ -116,6 +148,30 @@ def test_every_key_is_taken(file: Path) -> None:
     )
     assert config.settings["contoso"].mode is Mode.ENFORCE
     assert config.settings["contoso"].srs_domain == "srs.contoso.com"
+    assert config.settings["contoso"].srs_domains == {"corp.contoso.com": "srs.corp.contoso.com"}
+    assert config.srs == SrsConfig(
+        secret_file=Path("/etc/gatepost/srs.secret"),
+        format=Format.SRS0,
+        also_reverse=("exchange", "compact"),
+        form=Form.LONG,
+        hash_length=5,
+        validity_days=1000,
+        reverse=ReverseBy.REDIRECT,
+        accept_from="everyone",
+        failures_per_hour=0,
+        exclude=("fabrikam.com",),
+        include=("*.fabrikam.com",),
+        exclude_file=file.parent / "excluded",
+        only_spf=True,
+        outgoing_addresses=("192.0.2.1", "2001:db8::1"),
+        srs0=Srs0Config("+", hash_length=27, hash_minimum=5, base64url=True),
+    )
+    assert config.store_url == "postgresql://gatepost@db.contoso.com/gatepost"
+    assert [str(item) for item in config.nameservers] == [
+        *("inet:192.0.2.53:53", "inet:[::1]:53", "inet:[::1]:53", "inet:[::1]:5353", "inet:127.0.0.1:5353")
+    ]
+    assert config.policyd.tcp_table_forward == (Listen(host="127.0.0.1", port=10001),)
+    assert config.policyd.tcp_table_reverse == (Listen(host="127.0.0.1", port=10002), Listen(path="/run/reverse.sock"))
     assert config.relay.requirements is RuleSet.LEGACY
     assert config.relay.exempt == ()
     assert config.srs.secret_file == Path("/etc/gatepost/srs.secret")
@@ -198,6 +254,72 @@ CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
         ("[srs]\nvalidity_days = true", "srs.validity_days: true is not a whole number"),
         ("[srs]\nsecret_file = 1", "srs.secret_file: 1 is not a string"),
         ('[srs]\nsecret_file = ""', 'srs.secret_file: "" is empty'),
+        ('[srs]\nformat = "srs"', 'srs.format: "srs" is not one of "exchange", "srs0", did you mean "srs0"?'),
+        ("[srs]\nformat = 0", "srs.format: 0 is not a string"),
+        ('[srs]\nform = "short"', 'srs.form: "short" is not one of "auto", "long", "compact"'),
+        (
+            '[srs]\nalso_reverse = ["srs0", "srs1"]',
+            'srs.also_reverse[1]: "srs1" is not one of "exchange", "srs0", "compact", did you mean "srs0"?',
+        ),
+        ('[srs]\nreverse = "policy"', 'srs.reverse: "policy" is not one of "map", "redirect", "milter"'),
+        (
+            '[policyd]\nreverse = "redirect"',
+            "policyd.reverse: unknown key",
+        ),
+        ('[srs]\naccept_from = "anyone"', 'srs.accept_from: "anyone" is not one of "bounces", "everyone"'),
+        ("[srs]\nfailures_per_hour = -1", "srs.failures_per_hour: -1 is not in the range 0 to 1000000"),
+        ("[srs]\nvalidity_days = 1001", "srs.validity_days: 1001 is not in the range 1 to 1000"),
+        (
+            '[srs]\nexclude = ["fabrikam.com", "a.*.com"]',
+            'srs.exclude[1]: "a.*.com" is no domain and no pattern (e.g. "fabrikam.com", "*.fabrikam.com")',
+        ),
+        (
+            '[srs]\ninclude = [""]',
+            'srs.include[0]: "" is no domain and no pattern (e.g. "fabrikam.com", "*.fabrikam.com")',
+        ),
+        ("[srs]\nexclude = 1", "srs.exclude: 1 is not a list of strings"),
+        ('[srs]\nexclude_file = ["a"]', 'srs.exclude_file: ["a"] is not a string'),
+        ('[srs]\nonly_spf = "yes"', 'srs.only_spf: "yes" is neither true nor false'),
+        (
+            "[srs]\nonly_spf = true",
+            "srs.outgoing_addresses: missing: only_spf needs the IP addresses from which mail leaves",
+        ),
+        (
+            '[srs]\noutgoing_addresses = ["192.0.2.0/28"]',
+            'srs.outgoing_addresses[0]: "192.0.2.0/28" is no IP address (e.g. "192.0.2.1")',
+        ),
+        ('[srs.srs0]\nseparator = "."', 'srs.srs0.separator: "." is not one of "=", "+", "-"'),
+        ("[srs.srs0]\nhash_length = 28", "srs.srs0.hash_length: 28 is not in the range 4 to 27"),
+        ("[srs.srs0]\nhash_minimum = 3", "srs.srs0.hash_minimum: 3 is not in the range 4 to 27"),
+        ("[srs.srs0]\nhash_minimum = 5", "srs.srs0.hash_minimum: 5 is more than hash_length, 4"),
+        ("[srs.srs0]\nbase64 = true", 'srs.srs0.base64: unknown key, did you mean "base64url"?'),
+        ("[srs]\nsrs0 = 1", "srs.srs0: 1 is not a table; write [srs.srs0]"),
+        (
+            '[policyd]\ntcp_table_forward = ["127.0.0.1:10001"]',
+            'policyd.tcp_table_forward[0]: "127.0.0.1:10001" is no address (e.g. "unix:/run/x.sock", '
+            '"inet:127.0.0.1:10041")',
+        ),
+        ('[store]\nurl = ""', 'store.url: "" is empty'),
+        ('[store]\npath = "x"', "store.path: unknown key"),
+        (
+            '[dns]\nnameservers = ["dns.contoso.com"]',
+            'dns.nameservers[0]: "dns.contoso.com" is no IP address (e.g. "192.0.2.53", "127.0.0.1:5353")',
+        ),
+        (
+            '[dns]\nnameservers = ["127.0.0.1:0"]',
+            'dns.nameservers[0]: "127.0.0.1:0" is no IP address (e.g. "192.0.2.53", "127.0.0.1:5353")',
+        ),
+        (
+            CONTOSO + 'srs_domain = "srs..contoso.com"',
+            'organization[0].accepted_domain[0].srs_domain: "srs..contoso.com" is not a domain name '
+            '(e.g. "contoso.com")',
+        ),
+        (
+            CONTOSO
+            + '[[organization]]\nname = "fabrikam"\n[[organization.accepted_domain]]\n'
+            + 'domain = "fabrikam.com"\nsrs_domain = "contoso.com"',
+            'organization[1].accepted_domain[0].srs_domain: "contoso.com" belongs to organization "contoso"',
+        ),
         ("[relay]\nsubdomains_relay = 1", "relay.subdomains_relay: 1 is neither true nor false"),
         (
             '[relay]\nmode = "enforced"',
@@ -355,34 +477,6 @@ def test_what_is_not_utf_8_is_named_with_its_octet(file: Path) -> None:
     assert caught.value.problems == (f"{file}: is not UTF-8 (octet 16)",)
 
 
-def secret_problem(file: Path) -> str:
-    with pytest.raises(ConfigError) as caught:
-        read_keys(file)
-    (problem,) = caught.value.problems
-    return problem
-
-
-def test_a_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "srs.secret"
-    file.write_text("key\n")
-    file.chmod(0o644)
-    assert secret_problem(file) == f"{file}: the SRS secret is open to others (mode 0644); chmod 0600 {file}"
-
-
-def test_a_secret_that_a_group_may_read_is_taken(tmp_path: Path) -> None:
-    file = tmp_path / "srs.secret"
-    file.write_text("key\n")
-    file.chmod(0o640)
-    assert repr(read_keys(file)) == "<Keys: 1>"
-
-
-def test_a_secret_without_a_key_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "srs.secret"
-    file.write_text("# rotated\n\n")
-    file.chmod(0o600)
-    assert secret_problem(file) == f"{file}: holds no SRS secret; one line a key, the first one signs"
-
-
 def test_a_missing_secret_is_refused_by_who_does_not_make_it(tmp_path: Path) -> None:
     file = tmp_path / "gatepost.toml"
     file.write_text(f'state_directory = "{tmp_path}"\n')
@@ -393,11 +487,79 @@ def test_a_missing_secret_is_refused_by_who_does_not_make_it(tmp_path: Path) -> 
     )
 
 
-def test_a_missing_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
-    file = tmp_path / "state" / "srs.secret"
-    assert ensure_secret(file)
-    made = file.read_bytes()
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert not ensure_secret(file)
-    assert file.read_bytes() == made
-    assert [item.name for item in file.parent.iterdir()] == ["srs.secret"]
+def test_a_pattern_file_stands_beside_the_configuration_and_adds_to_the_list(file: Path) -> None:
+    (file.parent / "lists").mkdir()
+    text = "# ours\n\n  Bücher.example  # a shop\n*.fabrikam.COM.\n"
+    (file.parent / "lists" / "excluded").write_text(text, encoding="utf-8")
+    config = read(file, '[srs]\nexclude = "contoso.com"\nexclude_file = "lists/excluded"\n')
+    assert config.srs.exclude == ("contoso.com", "xn--bcher-kva.example", "*.fabrikam.com")
+    assert config.srs.watched == (file.parent / "lists" / "excluded",)
+
+
+def test_an_absolute_pattern_file_is_taken_as_it_is(file: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    listed = tmp_path_factory.mktemp("elsewhere") / "included"
+    listed.write_text("fabrikam.com\n")
+    config = read(file, f'[srs]\ninclude_file = "{listed}"\n')
+    assert (config.srs.include, config.srs.include_file) == (("fabrikam.com",), listed)
+
+
+def test_a_missing_pattern_file_is_named_with_its_path(file: Path) -> None:
+    assert problems(file, '[srs]\nexclude_file = "none"\n') == [
+        f"gatepost.toml: srs.exclude_file: {file.parent}/none: cannot be read: No such file or directory"
+    ]
+
+
+def test_a_pattern_file_that_is_not_utf_8_is_named(file: Path) -> None:
+    (file.parent / "list").write_bytes(b"b\xfccher.example\n")
+    assert problems(file, '[srs]\ninclude_file = "list"\n') == [
+        f"gatepost.toml: srs.include_file: {file.parent}/list: is not UTF-8"
+    ]
+
+
+def test_bad_lines_of_a_pattern_file_are_named_with_their_numbers(file: Path) -> None:
+    (file.parent / "list").write_text("fabrikam.com\n\n@contoso.com\n# fine\n*.*.example\n")
+    assert problems(file, '[srs]\nexclude_file = "list"\n') == [
+        f'gatepost.toml: srs.exclude_file: {file.parent}/list line {line}: "{text}" is no domain and no pattern '
+        '(e.g. "fabrikam.com", "*.fabrikam.com")'
+        for line, text in ((3, "@contoso.com"), (5, "*.*.example"))
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////srv/gatepost.db",
+        "postgresql:///gatepost",
+        "postgresql://gatepost:secret@[::1]:5432/gatepost?sslmode=require",
+    ],
+)
+def test_a_store_is_a_file_of_sqlite_or_a_postgresql_database(file: Path, url: str) -> None:
+    assert read(file, f'[store]\nurl = "{url}"\n').store_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///gatepost.db", "sqlite:///gatepost.db"),
+        ("sqlite://", "sqlite://"),
+        ("/var/lib/gatepost.db", "/var/lib/gatepost.db"),
+        ("postgresql://db.contoso.com", "postgresql://db.contoso.com"),
+        ("postgresql://gatepost@db.contoso.com", "postgresql://gatepost@db.contoso.com"),
+        ("mysql://gatepost:secret@db/gatepost", "mysql://gatepost:***@db/gatepost"),
+        ("mysql://gatepost:se@cr/et@db/gatepost", "mysql://gatepost:***@db/gatepost"),
+        ("postgresql:gatepost:secret@db/gatepost", "postgresql:***@db/gatepost"),
+        ("gatepost:secret@db/gatepost", "gatepost:***@db/gatepost"),
+        ("postgres://db/gatepost?user=x&password=secret&a=b", "postgres://db/gatepost?user=x&password=***&a=b"),
+        ("postgresql://x:secret@[::1/gatepost", "postgresql://x:***@[::1/gatepost"),
+    ],
+)
+def test_an_error_about_the_store_shows_no_password(file: Path, url: str, shown: str) -> None:
+    assert problems(file, f'[store]\nurl = "{url}"\n') == [
+        f'gatepost.toml: store.url: "{shown}" is no database (e.g. "sqlite:////var/lib/gatepost/gatepost.db", '
+        '"postgresql://gatepost@db.contoso.com/gatepost")'
+    ]
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("postgresql://gatepost@db.contoso.com/gatepost", "sqlite:////var/lib/gatepost/gatepost.db"):
+        assert without_password(url) == url

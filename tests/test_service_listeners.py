@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from daemonprocess import free_port
 
-from gatepost.service.config import Listen
+from gatepost.service.fields import Listen
 from gatepost.service.listeners import clear_stale, open_listener, remove
 
 

@@ -11,6 +11,7 @@ import socket
 import stat
 import threading
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -462,3 +463,45 @@ def test_session_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         assert client.send(b"<app@contoso.com>", [OUTSIDE]) == PASSED
         client.quit()
         gatepost.wait()
+
+
+# Files that the configuration names
+
+
+def test_changed_list_is_loaded_by_itself_once(tmp_path: Path) -> None:
+    listed = tmp_path / "exclude"
+    listed.write_text("fabrikam.com\n")
+    with Gatepost(tmp_path, more='[srs]\nexclude_file = "exclude"\n', metrics=True) as gatepost:
+        mark = gatepost.mark()
+        listed.with_name("other").write_text("vendor.example\n")
+        listed.with_name("other").rename(listed)
+        gatepost.wait_for_log(f"changed: {listed}; loading the configuration anew", after=mark)
+        gatepost.wait_for_log("configuration reloaded", after=mark)
+        with MilterClient(gatepost.socket) as client:
+            outcome = client.open().send(b"<app@vendor.example>", [b"<ann@contoso.com>"])
+        assert outcome.eom == "continue"
+        assert gatepost.metric('gatepost_reloads_total{daemon="milter",result="loaded"}') == 1
+
+
+def test_list_that_cannot_be_used_leaves_the_old_one_in_force_until_it_is_mended(tmp_path: Path) -> None:
+    listed = tmp_path / "exclude"
+    listed.write_text("fabrikam.com\n")
+    with Gatepost(tmp_path, more='[srs]\nexclude_file = "exclude"\n') as gatepost:
+        mark = gatepost.mark()
+        listed.write_text("fabrikam.com\nno domain\n")
+        gatepost.wait_for_log(rf'srs\.exclude_file: {listed} line 2: "no domain" is no domain', after=mark)
+        gatepost.wait_for_log("configuration not reloaded", after=mark)
+        assert asks_milter(gatepost) == PASSED
+        listed.write_text("fabrikam.com\n*.fabrikam.com\n")
+        gatepost.wait_for_log("configuration reloaded", after=mark)
+
+
+def test_age_of_the_signing_key_is_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "state/srs.secret"
+    secret.parent.mkdir()
+    secret.write_text("# signs from 2999-01-01\nthe next one\n# signs from 2026-08-01\nthis one\nan old one\n")
+    secret.chmod(0o600)
+    with Gatepost(tmp_path, metrics=True) as gatepost:
+        poll(lambda: gatepost.metric('gatepost_srs_keys{daemon="milter"}') == 3, "the keys are counted")
+        since = gatepost.metric('gatepost_srs_signing_key_timestamp_seconds{daemon="milter"}')
+        assert since == datetime(2026, 8, 1, tzinfo=timezone.utc).timestamp()

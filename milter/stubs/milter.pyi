@@ -20,7 +20,9 @@ P_NR_HELO: int
 P_NR_MAIL: int
 P_NR_HDR: int
 
+ADDRCPT: int
 CHGFROM: int
+DELRCPT: int
 SETSYMLIST: int
 
 CONTINUE: int

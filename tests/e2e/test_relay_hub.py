@@ -53,6 +53,18 @@ def hub(boot: Callable[..., Stage]) -> Stage:
 
 
 @pytest.fixture(scope="module")
+def long_hub(boot: Callable[..., Stage]) -> Stage:
+    """A hub whose SRS addresses all hold the original."""
+    return boot(
+        "relay-hub",
+        before=HUB,
+        configuration=lambda text: enforcing(text) + '\n[srs]\nform = "long"\n',
+        tls=True,
+        prepare=admit_crm,
+    )
+
+
+@pytest.fixture(scope="module")
 def legacy_hub(boot: Callable[..., Stage]) -> Stage:
     return boot("relay-hub", before=HUB, configuration=legacy)
 
@@ -222,10 +234,10 @@ def test_sendmail_with_inside_and_outside_recipients_is_rewritten_for_all(hub: S
     assert re.fullmatch(REWRITTEN, inside.mail_from)
 
 
-def test_sendmail_with_a_sender_too_long_to_rewrite_bounces_at_once(hub: Stage) -> None:
+def test_sendmail_with_a_sender_too_long_to_rewrite_bounces_at_once(long_hub: Stage) -> None:
     sender = "c" * 210 + "@fabrikam.com"
-    hub.postfix.sendmail(["-f", sender, "x@example.com"], b"Subject: x\n\nhello\n")
-    bounce = arrived(hub, sender)
+    long_hub.postfix.sendmail(["-f", sender, "x@example.com"], b"Subject: x\n\nhello\n")
+    bounce = arrived(long_hub, sender)
     assert bounce.mail_from == ""
     assert b"Sender address is too long or malformed" in bounce.content
 
@@ -335,9 +347,18 @@ def test_smtputf8_sender_is_rewritten_and_stays_utf8(hub: Stage, crm: Credential
     assert "SMTPUTF8" in mail.mail_options
 
 
-def test_sender_whose_srs_address_would_pass_254_octets_is_refused_with_553(hub: Stage, crm: Credentials) -> None:
+def test_sender_whose_srs_address_would_pass_254_octets_gets_a_compact_one_s5(hub: Stage, crm: Credentials) -> None:
     sender = "b" * 210 + "@fabrikam.com"
-    reply = hub.send(sender, "x@example.com", PLAIN, client="203.0.113.9", certificate=crm).last
+    assert hub.send(sender, "long@example.com", PLAIN, client="203.0.113.9", certificate=crm).accepted
+    mail = arrived(hub, "long@example.com")
+    assert re.fullmatch(r"bounces\+SRS=[a-z2-7]{16}=\w\w@contoso\.com", mail.mail_from)
+    assert hub.gatepost("srs", "reverse", mail.mail_from).stdout == f"{sender}\n"
+
+
+def test_sender_whose_srs_address_would_pass_254_octets_is_refused_without_the_compact_form(long_hub: Stage) -> None:
+    crm = Credentials(long_hub.root / "tls/2.pem", long_hub.root / "tls/2.key", "")
+    sender = "b" * 210 + "@fabrikam.com"
+    reply = long_hub.send(sender, "x@example.com", PLAIN, client="203.0.113.9", certificate=crm).last
     expected = "553 5.1.7 Sender address is too long or malformed, so it can't be rewritten for relaying"
     assert str(reply) == expected
 

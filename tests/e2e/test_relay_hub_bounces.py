@@ -13,7 +13,7 @@ import pytest
 
 from gatepost.admin.nexthop import Received
 from gatepost.admin.stage import Stage, command, transact
-from gatepost.service.snapshot import read_keys
+from gatepost.service.secret import read_keys
 from gatepost.srs import Address, Exchange
 
 HUB = """

@@ -16,6 +16,7 @@ from gatepost.admin.configuration import complain, problems_reported
 from gatepost.service import log
 from gatepost.service.config import Config, load, parse, read
 from gatepost.service.snapshot import bypass_file
+from gatepost.service.srs_config import ReverseBy
 from gatepost.service.tables import ConfigError
 
 OFF = "Bypass is off: gatepost judges and rewrites mail as it is configured."
@@ -96,10 +97,11 @@ def _since(file: Path) -> Optional[float]:
 def _meaning(config: Config, file: Path) -> str:
     """Return what bypass means for mail, line by line."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_since(file)))
-    if config.policyd.reverse == "map":
+    if config.srs.reverse is ReverseBy.MAP:
         bounces = "Bounces of mail rewritten before still reach the original senders, by the map."
     else:
-        bounces = 'Bounces of mail rewritten before do NOT reach the original senders (policyd.reverse = "redirect").'
+        by = config.srs.reverse.value
+        bounces = f'Bounces of mail rewritten before do NOT reach the original senders (srs.reverse = "{by}").'
     lines = [
         click.style(f"Bypass is ON since {since} ({file}).", fg="red", bold=True),
         "Mail passes gatepost untouched: nothing is refused by it, nothing is rewritten by SRS.",

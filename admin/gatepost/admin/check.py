@@ -13,12 +13,17 @@ from typing import Optional
 
 import click
 
-from gatepost.admin.configuration import problems_reported, snapshot_with_placeholder, with_requirements
+from gatepost.admin.configuration import open_store, problems_reported, snapshot_with_placeholder, with_requirements
 from gatepost.admin.srs_commands import bare, unix_time, verdict
 from gatepost.relay import Client, Explanation, Mail, Organization, Result, RuleSet, explain
-from gatepost.service import flow, replies
-from gatepost.service.flow import Bounce, Egress, Judgement, Treatment
+from gatepost.service import flow, replies, reversal, rewriting
+from gatepost.service.addresses import domain_of, parse_address, routed
+from gatepost.service.flow import Judgement, Treatment
+from gatepost.service.reversal import Bounce, Stored
+from gatepost.service.rewriting import Egress
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.srs_config import ReverseBy
+from gatepost.service.store import StoreError
 from gatepost.srs import Address, AddressError
 
 
@@ -119,11 +124,12 @@ def examine(snapshot: Snapshot, question: Question, now: int) -> Report:
         question.certificate_names,
         authenticated=question.authenticated and "authenticated" in config.relay.exempt,
     )
-    answers = tuple(_answer(snapshot, client, mail, bare(rcpt), now) for rcpt in question.recipients)
+    stored = open_store(config).found
+    answers = tuple(_answer(snapshot, client, mail, bare(rcpt), now, stored) for rcpt in question.recipients)
     notes: tuple[str, ...] = tuple(
         f"The MTA may take {rcpt} for an address elsewhere; the milter asks it, policyd takes it for outside."
         for rcpt in map(bare, question.recipients)
-        if flow.routed(rcpt)
+        if routed(rcpt)
     )
     notes += tuple(_together(snapshot, client, mail, answers))
     if not config.organizations:
@@ -146,16 +152,33 @@ def _addresses(header_from: Optional[str]) -> tuple[str, ...]:
     return header_addresses([header_from])
 
 
-def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int) -> Answer:
-    reversal = flow.reverse(snapshot, rcpt, now)
+def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int, stored: Stored) -> Answer:
     judgement = flow.judge(snapshot, client, mail, rcpt, headers_seen=True)
     words = explain(judgement.verdict, client, mail, rcpt, snapshot.config.relay.requirements)
     before = Envelope(mail.reverse_path, rcpt)
-    if reversal.bounce in (Bounce.FORGED, Bounce.EXPIRED):
-        return _srs_refused(snapshot, judgement, words, before, reversal.bounce)
-    if reversal.bounce is Bounce.ORIGINAL:
-        return _bounce(judgement, words, before, reversal.original)
+    try:
+        found = reversal.reverse(snapshot, rcpt, now, stored)
+    except StoreError as error:
+        return _put_off(judgement, words, before, error)
+    if found.bounce in (Bounce.FORGED, Bounce.EXPIRED):
+        return _srs_refused(snapshot, judgement, words, before, found.bounce)
+    if found.bounce is Bounce.ORIGINAL:
+        return _bounce(snapshot, judgement, words, before, found.original, now)
     return _relay(snapshot, judgement, words, before, now)
+
+
+def _put_off(judgement: Judgement, words: Explanation, before: Envelope, error: StoreError) -> Answer:
+    """Answer for a compact SRS address while the store is away."""
+    return Answer(
+        before,
+        judgement,
+        words,
+        f"Put off: {before.rcpt} is a compact SRS address, and the store cannot be asked for its original.",
+        refused=True,
+        failed=f"SRS: {error}.",
+        reply=str(replies.STORE_AWAY),
+        remedies=("Mend the store (store.url); the client sends the message again.",),
+    )
 
 
 def _srs_refused(
@@ -165,6 +188,8 @@ def _srs_refused(
     if bounce is Bounce.FORGED:
         reply = replies.SRS_FORGED
         remedy = "If a key that is gone made it, put that key back into srs.secret_file, below the first line."
+        if reversal.token(snapshot, before.rcpt):
+            remedy += ' If another host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
     else:
         reply = replies.SRS_EXPIRED
         remedy = "Raise srs.validity_days if bounces are to be taken back for longer."
@@ -174,16 +199,24 @@ def _srs_refused(
         words,
         f"Refused: {before.rcpt} has the form of this host's SRS addresses, but is not good.",
         refused=True,
-        failed=f"SRS: {verdict(snapshot, bounce, '')}.",
+        failed=f"SRS: {verdict(snapshot, bounce, before.rcpt)}.",
         reply=str(reply),
         remedies=(remedy,),
-        notes=("policyd refuses this where smtpd_recipient_restrictions asks it.",),
+        notes=(_refusing(snapshot, "", "smtpd_recipient_restrictions"),),
     )
 
 
-def _bounce(judgement: Judgement, words: Explanation, before: Envelope, original: str) -> Answer:
+def _refusing(snapshot: Snapshot, when: str, restrictions: str) -> str:
+    if snapshot.config.srs.reverse is ReverseBy.MILTER:
+        return f"The milter refuses this{when}."
+    return f"policyd refuses this{when} where {restrictions} asks it."
+
+
+def _bounce(
+    snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, original: str, now: int
+) -> Answer:
     """Answer for an SRS address that this host made and that is good: bounces go to *original* (S9)."""
-    if before.mail_from:
+    if before.mail_from and snapshot.config.srs.accept_from == "bounces":
         return Answer(
             before,
             judgement,
@@ -192,18 +225,30 @@ def _bounce(judgement: Judgement, words: Explanation, before: Envelope, original
             refused=True,
             failed=f"SRS: P1 is {before.mail_from}, so this is no bounce.",
             reply=str(replies.BOUNCES_ONLY),
-            remedies=(f"Whoever means the original sender writes to {original}.",),
-            notes=("policyd refuses this at DATA where smtpd_data_restrictions asks it.",),
+            remedies=(
+                f"Whoever means the original sender writes to {original}.",
+                'With srs.accept_from = "everyone" such addresses take other mail, too: vacation replies, challenges.',
+            ),
+            notes=(_refusing(snapshot, " at DATA", "smtpd_data_restrictions"),),
         )
-    after = Envelope("", original)
+    after = Envelope(_returning(snapshot, before.mail_from, now), original)
     return Answer(
         before,
         judgement,
         words,
-        f"No relay: {before.rcpt} is an SRS address made here, and its bounce goes to {original}.",
+        f"No relay: {before.rcpt} is an SRS address made here, and its mail goes to {original}.",
         envelope=after,
         enforced=after,
     )
+
+
+def _returning(snapshot: Snapshot, mail_from: str, now: int) -> str:
+    """Return the P1 of mail that goes on to an original sender and is no bounce (accept_from)."""
+    config = snapshot.config
+    rewrites = config.egress is not None or config.srs.reverse is ReverseBy.MILTER
+    if rewrites and rewriting.egress(snapshot, mail_from) is Egress.REWRITE:
+        return rewriting.relayed(snapshot, mail_from, None, now).address
+    return mail_from
 
 
 def _relay(snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, now: int) -> Answer:
@@ -219,7 +264,7 @@ def _relay(snapshot: Snapshot, judgement: Judgement, words: Explanation, before:
         words,
         words.decision,
         effective=judgement.enforce,
-        notes=_notes(snapshot, judgement),
+        notes=(*_notes(snapshot, judgement), *_srs_notes(snapshot, judgement, before)),
         envelope=passed,
     )
     if result is Result.REFUSE:
@@ -245,20 +290,20 @@ def _relay(snapshot: Snapshot, judgement: Judgement, words: Explanation, before:
 
 def _leaving(snapshot: Snapshot, before: Envelope, organization: Optional[Organization], now: int) -> Envelope:
     """Return relayed mail as it leaves in mode enforce. Raises AddressError where P1 can't be rewritten."""
-    leaving = flow.leaving(snapshot, before.mail_from)
+    leaving = rewriting.leaving(snapshot, before.mail_from)
     if leaving is Egress.OUT or not _rewrites(snapshot):
         return before
-    rewritten = flow.relayed(snapshot, before.mail_from, organization, now)
+    rewritten = rewriting.relayed(snapshot, before.mail_from, organization, now)
     if leaving is Egress.IMPOSSIBLE:
         raise AddressError(f"it is too long for an SRS address in {snapshot.longest_mint_domain}")
-    return Envelope(rewritten, before.rcpt)
+    return Envelope(rewritten.address, before.rcpt)
 
 
 def _monitored(snapshot: Snapshot, judgement: Judgement, before: Envelope, now: int) -> Envelope:
     """Return the message as it leaves although nothing is enforced: the egress hop serves all organisations alike."""
-    if snapshot.config.egress and flow.egress(snapshot, before.mail_from) is Egress.REWRITE:
-        rewritten = flow.relayed(snapshot, before.mail_from, judgement.verdict.organization, now)
-        return Envelope(rewritten, before.rcpt)
+    if snapshot.config.egress and rewriting.egress(snapshot, before.mail_from) is Egress.REWRITE:
+        rewritten = rewriting.relayed(snapshot, before.mail_from, judgement.verdict.organization, now)
+        return Envelope(rewritten.address, before.rcpt)
     return before
 
 
@@ -282,17 +327,31 @@ def _notes(snapshot: Snapshot, judgement: Judgement) -> tuple[str, ...]:
     return ()
 
 
+def _srs_notes(snapshot: Snapshot, judgement: Judgement, before: Envelope) -> Iterator[str]:
+    """Yield why the P1 of relayed mail stays although it is foreign, or may stay."""
+    if judgement.verdict.result is Result.REFUSE or not _rewrites(snapshot) or not before.mail_from:
+        return
+    leaving, domain = rewriting.leaving(snapshot, before.mail_from), domain_of(before.mail_from)
+    if leaving is Egress.REWRITE and snapshot.config.srs.only_spf:
+        yield (
+            f"srs.only_spf: P1 is rewritten only where {domain} publishes an SPF record that does not cover"
+            " srs.outgoing_addresses. No DNS is asked here."
+        )
+    elif leaving is Egress.OUT and snapshot.config.organizations and not reversal.ours(snapshot, domain):
+        yield f"SRS leaves P1 alone: {before.mail_from} is left out by srs.exclude or srs.include."
+
+
 def _forwarded(snapshot: Snapshot, before: Envelope, now: int) -> Iterator[str]:
     """Yield what P1 becomes where the recipient, inside, sends its mail on to outside (S3)."""
-    if snapshot.config.egress is None or flow.egress(snapshot, before.mail_from) is not Egress.REWRITE:
+    if snapshot.config.egress is None or rewriting.egress(snapshot, before.mail_from) is not Egress.REWRITE:
         return
     try:
-        address = flow.parse_address(before.rcpt)
-        mailbox = Address(address.local.partition("+")[0], flow.domain_of(before.rcpt) or "")
+        address = parse_address(before.rcpt)
+        mailbox = Address(address.local.partition("+")[0], domain_of(before.rcpt) or "")
     except AddressError:
         return
     if snapshot.rules.accepted(mailbox.domain):
-        sender = flow.forwarded(snapshot, before.mail_from, mailbox, now)
+        sender = rewriting.forwarded(snapshot, before.mail_from, mailbox, now).address
         yield f"If {mailbox} is forwarded to outside, that copy leaves with P1 {sender}."
 
 

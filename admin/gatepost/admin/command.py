@@ -294,6 +294,60 @@ def inspect(config: str, addresses: Sequence[str], at: Optional[datetime]) -> No
     sys.exit(srs_commands.inspect(_path(config), addresses, at))
 
 
+@srs.command(
+    epilog="""\b
+Examples:
+  gatepost srs rotate            a key that signs from tomorrow, 00:00 UTC
+  gatepost srs rotate --now      one that signs at once, after a leak"""
+)
+@click.option("--now", is_flag=True, help="Sign with it at once. Other hosts refuse its addresses until they have it.")
+@click.pass_obj
+def rotate(config: str, now: bool) -> None:
+    """Make a new SRS key, and keep the old ones until their addresses have expired.
+
+    The new key signs from tomorrow, 00:00 UTC, so that every host that shares the keys can have it before. The file is
+    replaced at once, and running daemons load it. Exit status 75 if one of them did not.
+    """
+    from gatepost.admin import rotate
+
+    sys.exit(rotate.run(_path(config), at_once=now))
+
+
+@main.group("import")
+def import_group() -> None:
+    """Take over what another program is configured with."""
+
+
+@import_group.command(
+    epilog="""\b
+Examples:
+  gatepost import postsrsd --stdout          show what it would write
+  gatepost import postsrsd                   write /etc/gatepost/gatepost.toml
+  gatepost -c ./try.toml import postsrsd --from ./postsrsd.conf"""
+)
+@click.option(
+    "--from",
+    "sources",
+    metavar="FILE",
+    multiple=True,
+    help="postsrsd's configuration. Default: /etc/postsrsd.conf, else /etc/default/postsrsd.",
+)
+@click.option("--domain", metavar="DOMAIN", help="The SRS domain, where the file leaves it to the host's name.")
+@click.option("--stdout", is_flag=True, help="Print the configuration and write no file.")
+@click.pass_obj
+def postsrsd(config: str, sources: Sequence[str], domain: Optional[str], stdout: bool) -> None:
+    """Write a configuration that does what a postsrsd, 1.x or 2.x, does here, with the same secret.
+
+    Bounces to addresses that it made still come back. A file that exists is never overwritten. What has no equal here
+    is named on standard error.
+    """
+    from pathlib import Path
+
+    from gatepost.admin import import_postsrsd
+
+    sys.exit(import_postsrsd.run([Path(item) for item in sources], None if stdout else _path(config), domain))
+
+
 @main.command(
     epilog="""\b
 Examples:

@@ -14,7 +14,8 @@ import click
 from gatepost.admin.configuration import complain, problems_reported, secret_missing
 from gatepost.relay import Organization
 from gatepost.service.config import Config, OrganizationConfig, load, read
-from gatepost.service.snapshot import read_keys
+from gatepost.service.secret import read_keys
+from gatepost.service.srs_config import without_password
 from gatepost.service.tables import ConfigError
 
 Value = Union[str, bool, int, tuple[str, ...]]
@@ -92,16 +93,17 @@ def _document(config: Config, raw: Given) -> Iterator[str]:
     entries = _tables(raw, "organization")
     for given, organization in zip(entries, config.organizations.values()):
         yield from _organization(organization, config.settings[organization.name], given)
-    for name, values in _sections(config).items():
+    for name, values in _sections(config, _table(raw, "srs")).items():
         yield ""
         if values is None:
             yield f"# [{name}] is not set."
             continue
         yield f"[{name}]"
-        yield from _keys(values, _table(raw, name))
+        outer, _, inner = name.partition(".")
+        yield from _keys(values, _table(_table(raw, outer), inner) if inner else _table(raw, outer))
 
 
-def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
+def _sections(config: Config, given_srs: Given) -> dict[str, Optional[dict[str, Value]]]:
     relay, srs, milter, policyd, egress = config.relay, config.srs, config.milter, config.policyd, config.egress
     return {
         "relay": {
@@ -114,18 +116,47 @@ def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
         },
         "srs": {
             "secret_file": str(srs.secret_file),
+            "format": srs.format.value,
+            "also_reverse": srs.also_reverse,
+            "form": srs.form.value,
             "hash_length": srs.hash_length,
             "validity_days": srs.validity_days,
+            "reverse": srs.reverse.value,
+            "accept_from": srs.accept_from,
+            "failures_per_hour": srs.failures_per_hour,
+            "exclude": _listed(srs.exclude, given_srs.get("exclude")),
+            "include": _listed(srs.include, given_srs.get("include")),
+            **_files({"exclude_file": srs.exclude_file, "include_file": srs.include_file}),
+            "only_spf": srs.only_spf,
+            "outgoing_addresses": srs.outgoing_addresses,
+        },
+        "srs.srs0": {
+            "separator": srs.srs0.separator,
+            "hash_length": srs.srs0.hash_length,
+            "hash_minimum": srs.srs0.hash_minimum,
+            "base64url": srs.srs0.base64url,
         },
         "milter": {"listen": str(milter.listen), "workers": milter.workers},
         "policyd": {
             "listen": tuple(map(str, policyd.listen)),
+            "tcp_table_forward": tuple(map(str, policyd.tcp_table_forward)),
+            "tcp_table_reverse": tuple(map(str, policyd.tcp_table_reverse)),
             "workers": policyd.workers,
-            "reverse": policyd.reverse,
         },
         "egress": {"transport": egress.transport, "daemon_name": egress.daemon_name} if egress else None,
-        "metrics": {"listen": str(config.metrics)[len("inet:") :] if config.metrics else ""},
+        "metrics": {"listen": config.metrics.host_and_port if config.metrics else ""},
+        "store": {"url": without_password(config.store_url)},
+        "dns": {"nameservers": tuple(item.host_and_port for item in config.nameservers)},
     }
+
+
+def _listed(patterns: tuple[str, ...], given: object) -> tuple[str, ...]:
+    """Return those of *patterns* that are in the configuration itself: they stand before those of the file."""
+    return patterns[: len(given) if isinstance(given, list) else bool(given)]
+
+
+def _files(paths: Mapping[str, Optional[Path]]) -> dict[str, Value]:
+    return {name: str(path.absolute()) for name, path in paths.items() if path}
 
 
 def _organization(organization: Organization, settings: OrganizationConfig, given: Given) -> Iterator[str]:
@@ -142,6 +173,8 @@ def _organization(organization: Organization, settings: OrganizationConfig, give
             "type": accepted.type.value,
             "match_subdomains": accepted.match_subdomains,
         }
+        if accepted.domain in settings.srs_domains:
+            values["srs_domain"] = settings.srs_domains[accepted.domain]
         yield from _keys(values, entry)
     for connector, entry in zip(organization.connectors, _tables(given, "connector")):
         yield from ("", "[[organization.connector]]")

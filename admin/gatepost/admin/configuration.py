@@ -14,8 +14,10 @@ from typing import Optional
 import click
 
 from gatepost.relay import RuleSet
-from gatepost.service.config import load
-from gatepost.service.snapshot import Snapshot, build, read_keys
+from gatepost.service.config import Config, load
+from gatepost.service.secret import read_keys
+from gatepost.service.snapshot import Snapshot, build
+from gatepost.service.store import Store
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Keys
 
@@ -59,6 +61,18 @@ def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
         if not secret_missing(error):
             raise
     return build(config, Keys([b"placeholder"])), file
+
+
+def open_store(config: Config) -> Store:
+    """Return the store. Root first becomes the owner of the state directory, for good.
+
+    What root made there the daemons could not use, and their user could have it lead root elsewhere.
+    """
+    if os.geteuid() == 0 and config.state_directory.is_dir():
+        owner = config.state_directory.stat()
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
+    return Store(config.store_url)
 
 
 def with_requirements(snapshot: Snapshot, rule_set: RuleSet) -> Snapshot:

@@ -22,8 +22,8 @@ from gatepost.admin.logfile import POLL_S, SandboxError
 from gatepost.admin.nexthop import Received
 from gatepost.admin.stage import Stage, Transcript
 from gatepost.relay import Explanation, Mail, RuleSet, explain
-from gatepost.service import flow
-from gatepost.service.flow import Bounce
+from gatepost.service import flow, rewriting
+from gatepost.service.reversal import DAY_S, Bounce, reverse
 from gatepost.service.snapshot import Snapshot, load_snapshot
 from gatepost.srs import Address
 
@@ -283,7 +283,7 @@ class Scenes:
         self, row: Row, srs: str, ndr: Received, before: float, line: Optional[dict[str, str]] = None
     ) -> None:
         """Tell of an *ndr* to *srs* that Bob got. *line*: what gatepost's milter logged, which sees no local NDR."""
-        reversal = flow.reverse(self._snapshot(), srs, int(time.time()))
+        reversal = reverse(self._snapshot(), srs, int(time.time()), lambda token: None)
         row.told.append(("", _REVERSAL[reversal.bounce].format(original=reversal.original)))
         row.told += [("log", f"action={line['action']}, reason={line['reason']}")] if line else []
         row.arrived("", ndr.mail_from, f"outside, at {ndr.rcpt_to[0]}")
@@ -296,8 +296,8 @@ class Scenes:
 
     def _srs_address(self, age_days: int) -> str:
         """Return the P1 that a copy of Bob's mail, forwarded *age_days* ago, has."""
-        now = int(time.time()) - age_days * flow.DAY_S
-        return flow.forwarded(self._snapshot(), BOB, Address.parse(JOHN), now)
+        now = int(time.time()) - age_days * DAY_S
+        return rewriting.forwarded(self._snapshot(), BOB, Address.parse(JOHN), now).address
 
     def _forged(self, row: Row) -> None:
         srs = self._srs_address(0).replace("=bob@", "=victim@")

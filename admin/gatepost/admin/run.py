@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gatepost.service import exporter, log
-from gatepost.service.config import Config, Listen
+from gatepost.service.config import Config
+from gatepost.service.fields import Listen
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot, bypass_file
 from gatepost.service.supervisor import Daemon, Supervisor, first_snapshot, notify, series_folder

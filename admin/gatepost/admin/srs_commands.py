@@ -12,10 +12,15 @@ from typing import Callable, Optional
 
 import click
 
-from gatepost.admin.configuration import complain, printable, problems_reported, secret_missing
-from gatepost.service import flow
-from gatepost.service.flow import Bounce, Egress
-from gatepost.service.snapshot import Snapshot, load_snapshot
+from gatepost.admin.configuration import complain, open_store, printable, problems_reported, secret_missing
+from gatepost.service import rewriting
+from gatepost.service.addresses import domain_of
+from gatepost.service.reversal import Bounce, day, ours, token
+from gatepost.service.reversal import reverse as reverse_address
+from gatepost.service.rewriting import BOUNCES, Egress
+from gatepost.service.snapshot import Snapshot, load_snapshot, srs_domain_of
+from gatepost.service.srs_config import COMPACT, Format
+from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Address, AddressError, Inspection, SrsError
 from gatepost.srs import inspect as inspect_address
@@ -55,28 +60,36 @@ def forward(
     organization = organizations[organization_name] if organization_name else None
     forwarder = _mailbox(snapshot, mailbox) if mailbox else None
     now = unix_time(at)
+    store = open_store(snapshot.config)
 
     def rewritten(address: str) -> str:
         if not address:
             raise _Refused("the null sender is never rewritten")
         if "@" not in address:
             raise _Refused("has no domain")
-        if flow.leaving(snapshot, address) is Egress.OUT:
-            raise _Refused(f"is never rewritten: {flow.domain_of(address)} is a domain of this host's organizations")
+        if rewriting.leaving(snapshot, address) is Egress.OUT:
+            domain = address.rpartition("@")[2]
+            if ours(snapshot, domain_of(address)):
+                raise _Refused(f"is never rewritten: {domain} is a domain of this host's organizations")
+            raise _Refused(f"is never rewritten: {domain} is left out by srs.exclude or srs.include")
         if forwarder:
-            return flow.forwarded(snapshot, address, forwarder, now)
-        return flow.relayed(snapshot, address, organization, now)
+            made = rewriting.forwarded(snapshot, address, forwarder, now)
+        else:
+            made = rewriting.relayed(snapshot, address, organization, now)
+        if made.token:
+            store.stored(made.token, made.original, made.expires_day)
+        return made.address
 
     return _each(addresses, rewritten)
 
 
 def _mailbox(snapshot: Snapshot, text: str) -> Address:
-    """Return the mailbox that forwards, as `flow.forwarder` does for one that Postfix names."""
+    """Return the mailbox that forwards, as `rewriting.forwarder` does for one that Postfix names."""
     try:
         address = Address.parse(bare(text))
     except AddressError as error:
         raise click.UsageError(f"--mailbox {text}: {error}") from error
-    domain = flow.domain_of(bare(text)) or ""
+    domain = domain_of(bare(text)) or ""
     if snapshot.rules.accepted(domain) is None:
         raise click.UsageError(f"--mailbox {text}: {address.domain} is no accepted domain, so it forwards nothing here")
     return Address(address.local.partition("+")[0] or address.local, domain)
@@ -87,31 +100,49 @@ def reverse(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int
     with problems_reported():
         snapshot = load_snapshot(path)
     now = unix_time(at)
+    store = open_store(snapshot.config)
 
     def original(address: str) -> str:
-        reversal = flow.reverse(snapshot, address, now)
+        reversal = reverse_address(snapshot, address, now, store.found)
         if reversal.bounce is not Bounce.ORIGINAL:
-            raise _Refused(verdict(snapshot, reversal.bounce, flow.domain_of(address) or ""))
+            raise _Refused(verdict(snapshot, reversal.bounce, address))
         return reversal.original
 
     return _each(addresses, original)
 
 
-def verdict(snapshot: Snapshot, bounce: Bounce, domain: str) -> str:
-    """Return in words what an address in *domain* is that is not reversed."""
+def verdict(snapshot: Snapshot, bounce: Bounce, address: str) -> str:
+    """Return in words what *address* is, which is not reversed."""
+    domain = domain_of(address) or ""
+    if bounce is Bounce.FORGED and token(snapshot, address):
+        return (
+            "no original: the store does not know its token, or no key here made it; it is forged, mistyped, long"
+            " expired, or of a host with another store"
+        )
     if bounce is Bounce.FORGED:
         return "wrong hash: no key here made it; it is forged, mistyped, or of another system such as Exchange Online"
     if bounce is Bounce.EXPIRED:
         return f"expired: older than {snapshot.config.srs.validity_days} days (srs.validity_days), or from the future"
     if bounce is Bounce.NOT_SRS:
-        return "no SRS address that can be reversed here (mailbox+SRS=hash=timestamp=domain=user@domain)"
+        return f"no SRS address that can be reversed here ({_forms(snapshot)})"
     accepted = snapshot.rules.accepted(domain)
     if accepted is None:
         return f"somebody else's SRS address: {domain} is no accepted domain and no srs_domain here"
-    srs_domain = snapshot.config.settings[accepted.organization.name].srs_domain
+    srs_domain = srs_domain_of(snapshot.config, accepted.organization, accepted.accepted_domain.domain)
     if srs_domain is None:
         return "somebody else's SRS address, or forged: no key here made it (in mode monitor this host makes none)"
     return f"somebody else's SRS address: no key here made it, and this host makes its own in {srs_domain}"
+
+
+def _forms(snapshot: Snapshot) -> str:
+    """Return what an address that is reversed here looks like."""
+    srs = snapshot.config.srs
+    shapes = {
+        Format.EXCHANGE.value: "mailbox+SRS=hash=timestamp=domain=user@domain",
+        Format.SRS0.value: "SRS0=hash=timestamp=domain=user@domain",
+        COMPACT: "bounces+SRS=token=timestamp@domain",
+    }
+    return ", ".join(shape for form, shape in shapes.items() if srs.reverses(form))
 
 
 def inspect(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int:
@@ -121,9 +152,9 @@ def inspect(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int
     now = unix_time(at)
 
     def fields(text: str) -> str:
-        found = inspect_address(Address.parse(text), flow.day(now))
+        found = inspect_address(Address.parse(text), day(now))
         state = _state(snapshot, text, found, now) if snapshot else f"not checked: {unchecked}"
-        return _block(text, found, state, flow.day(now))
+        return _block(text, found, state, day(now))
 
     return _each(addresses, fields, between="\n")
 
@@ -141,46 +172,68 @@ def _snapshot_if_any(path: Path) -> tuple[Optional[Snapshot], str]:
 
 
 def _state(snapshot: Snapshot, text: str, found: Inspection, now: int) -> str:
-    reversal = flow.reverse(snapshot, text, now)
+    try:
+        reversal = reverse_address(snapshot, text, now, open_store(snapshot.config).found)
+    except StoreError as error:
+        return f"not checked: the store cannot be asked: {error}"
     if reversal.bounce is Bounce.ORIGINAL:
-        return "made here, the hash is right and it has not expired: bounces to it are reversed"
+        return f"made here, the hash is right and it has not expired: bounces to it go to {reversal.original}"
     if reversal.bounce is Bounce.EXPIRED:
-        return "made here, the hash is right, but " + verdict(snapshot, reversal.bounce, "")
-    if found.original_domain is None:
-        return "compact form: its original is in the store of the system that made it, and that is not this host"
-    return verdict(snapshot, reversal.bounce, flow.domain_of(text) or "")
+        return "made here, the hash is right, but " + verdict(snapshot, reversal.bounce, text)
+    if found.form == "compact" and reversal.bounce is Bounce.NOT_SRS:
+        if snapshot.config.srs.reverses(COMPACT):
+            return "compact form of another system: its original is in that system's store"
+        return "compact form, of which none is reversed here (srs.form, srs.also_reverse)"
+    return verdict(snapshot, reversal.bounce, text)
+
+
+_FORMS = {
+    "long": "long, as Exchange Online's (original in the address)",
+    "compact": "compact, as Exchange Online's (original kept in a store)",
+    "SRS0": "SRS0, the classic form (original in the address)",
+    "SRS1": "SRS1, the classic form of a second forwarder (leads to the SRS0 address of the first)",
+}
 
 
 def _block(text: str, found: Inspection, state: str, today: int) -> str:
-    age = today - (date.fromisoformat(found.date) - date(1970, 1, 1)).days
-    ago = {-1: "tomorrow", 0: "today", 1: "yesterday"}.get(age, f"{age} days ago")
-    compact = found.original_domain is None
-    original = None if compact else str(Address(found.original_user or "", found.original_domain or ""))
-    whose = ", of relayed mail" if found.mailbox.lower() == flow.BOUNCES else ", which forwarded the mail"
-    rows = [
-        ("form", "compact (original kept in a store)" if compact else "long (original in the address)"),
-        ("mailbox", found.mailbox + whose),
-        ("hash", f"{found.hash} ({len(found.hash)} characters)"),
-        ("timestamp", f"{found.stamp} = {found.date}, {ago} (or 1,024 days before, and so on)"),
-        ("original", original or "not in the address"),
-        ("SRS domain", found.srs_domain),
-        ("state", state),
-    ]
+    rows = [("form", _FORMS[found.form])]
+    if found.mailbox:
+        whose = ", of relayed mail" if found.mailbox.lower() == BOUNCES else ", which forwarded the mail"
+        rows.append(("mailbox", found.mailbox + whose))
+    rows.append(("hash", f"{found.hash} ({len(found.hash)} characters)"))
+    if found.first_host:
+        rows.append(("first host", f"{found.first_host}, to which bounces go on"))
+    if found.stamp:
+        when = f"{found.date}, {_ago(found, today)} (or 1,024 days before, and so on)"
+        rows.append(("timestamp", f"{found.stamp} = {when}"))
+    original = "not in the address"
+    if found.original_domain is not None:
+        original = str(Address(found.original_user or "", found.original_domain))
+    rows += [("original", original), ("SRS domain", found.srs_domain), ("state", state)]
     return "\n".join([text, *(f"  {name:<11} {value}" for name, value in rows)])
 
 
+def _ago(found: Inspection, today: int) -> str:
+    age = today - (date.fromisoformat(found.date) - date(1970, 1, 1)).days
+    return {-1: "tomorrow", 0: "today", 1: "yesterday"}.get(age, f"{age} days ago")
+
+
 def _each(addresses: Sequence[str], function: Callable[[str], str], between: str = "") -> int:
-    """Print what *function* makes of each address, and to standard error what it can't; return the exit status."""
+    """Print what *function* makes of each address, and to standard error what it can't; return the exit status.
+
+    For a line of standard input that has no result a line is left empty, so that the results stand beside their lines;
+    not so where the results have several lines, with *between* them.
+    """
     status, first = os.EX_OK, True
-    for address in _lines(addresses):
+    for address, is_line in _lines(addresses):
         try:
-            result = function(bare(address))
-        except (_Refused, SrsError) as error:
+            result = function(bare(address)) if address or not is_line else ""
+        except (_Refused, SrsError, StoreError) as error:
             complain(f"{address or '<>'}: {error}")
-            status = os.EX_DATAERR
-            continue
-        click.echo(("" if first else between) + printable_lines(result))
-        first = False
+            status, result = os.EX_DATAERR, ""
+        if result or (is_line and not between):
+            click.echo(("" if first else between) + printable_lines(result))
+            first = False
     return status
 
 
@@ -188,10 +241,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def _lines(addresses: Sequence[str]) -> Iterator[str]:
+def _lines(addresses: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """Yield each address, and whether it is a line of standard input."""
     for address in addresses:
         if address != "-":
-            yield address
+            yield address, False
             continue
         with click.open_file("-", encoding="utf-8", errors="surrogateescape") as lines:
-            yield from filter(None, map(str.strip, lines))
+            yield from ((line.strip(), True) for line in lines)

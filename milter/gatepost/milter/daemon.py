@@ -22,12 +22,14 @@ import milter
 from gatepost.milter.session import Session
 from gatepost.relay import RuleSet
 from gatepost.service import log, metrics
-from gatepost.service.config import Config, Listen
-from gatepost.service.hops import Hops
+from gatepost.service.config import Config
+from gatepost.service.fields import Listen
 from gatepost.service.listeners import clear_stale, narrow_umask, remove
 from gatepost.service.replies import FAULT, Reply
 from gatepost.service.series import Series
+from gatepost.service.shared import Shared, open_shared
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.srs_config import ReverseBy
 
 MACROS = {
     milter.M_CONNECT: "j {daemon_name}",
@@ -54,7 +56,23 @@ class _Worker:
 
     snapshot: Snapshot
     series: Series
-    hops: Hops
+    shared: Shared
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """The changes that libmilter takes at the end of a message."""
+
+    ctx: Context
+
+    def sender(self, address: str) -> None:
+        self.ctx.chgfrom(f"<{address}>")
+
+    def add_recipient(self, address: str) -> None:
+        self.ctx.addrcpt(f"<{address}>")
+
+    def delete_recipient(self, path: str) -> None:
+        self.ctx.delrcpt(path)
 
 
 class MilterDaemon:
@@ -115,8 +133,8 @@ class MilterDaemon:
         # pymilter decodes HELO and header names strictly, and its other policies answer a failure even where no answer
         # is awaited, which leaves the MTA waiting for the end of the message. No callback of ours raises anything.
         milter.set_exception_policy(milter.CONTINUE)
-        # DATA is answered although nothing is decided there: else Nagle's algorithm on Postfix' side stalls 40 ms.
-        milter.register("gatepost", data=lambda ctx: milter.CONTINUE, negotiate=self._negotiate)
+        # DATA is always answered: else Nagle's algorithm on Postfix' side stalls 40 ms.
+        milter.register("gatepost", data=self._answered("data", Session.data), negotiate=self._negotiate)
 
     def _negotiate(self, ctx: Context, options: list[int]) -> int:
         """Begin a connection: take only the stages and macros that are needed of those that the MTA offers."""
@@ -129,12 +147,13 @@ class MilterDaemon:
         if not legacy and config.egress is None:
             # Both or none: with headers but no end of them, libmilter drops the end of a message that has no header.
             wanted |= milter.P_NOHDRS | milter.P_NOEOH
-        options[0] &= milter.CHGFROM
+        by_milter = config.srs.reverse is ReverseBy.MILTER
+        options[0] &= milter.CHGFROM | (milter.ADDRCPT | milter.DELRCPT if by_milter else 0)
         options[1] &= wanted
         options[2] = options[3] = 0
         for stage, names in MACROS.items():
             ctx.setsymlist(stage, names)
-        session = Session(worker.snapshot, worker.hops, worker.series, _macros(ctx), time.time)
+        session = Session(worker.snapshot, worker.shared, worker.series, _macros(ctx), time.time)
         ctx.setpriv(session)
         with self._lock:
             self._sessions.add(session)
@@ -164,10 +183,7 @@ class MilterDaemon:
         return callback
 
     def _eom(self, ctx: Context) -> int:
-        def change_sender(address: str) -> None:
-            ctx.chgfrom(f"<{address}>")
-
-        return self._guarded("eom", ctx, Session.eom, (change_sender,))
+        return self._guarded("eom", ctx, Session.eom, (_Changes(ctx),))
 
     def _guarded(
         self, stage: str, ctx: Context, call: Callable[..., Optional[Reply]], arguments: tuple[Any, ...]
@@ -200,7 +216,7 @@ class MilterDaemon:
 
     def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run libmilter in this process until SIGUSR1 has drained it."""
-        self._worker = _Worker(snapshot, series, _hops(snapshot.config))
+        self._worker = _Worker(snapshot, series, open_shared(snapshot.config, series, expire=index == 0))
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[index % len(cpus)]})
         sys.excepthook = lambda kind, error, _: log.warning(f"skipped what pymilter can't decode: {error}")
@@ -232,14 +248,6 @@ class MilterDaemon:
                 busy = any(session.busy for session in self._sessions)
                 idle = not busy if time.monotonic() > began + LINGER_S else not self._sessions
             idle_looks = idle_looks + 1 if idle else 0
-
-
-def _hops(config: Config) -> Hops:
-    try:
-        return Hops(config.state_directory / "hops")
-    except OSError as error:  # forwarded mail then leaves as bounces+SRS=, or with luck in its mailbox's name
-        log.error(f"the egress hop learns too little of a message's way in: {error}")
-        return Hops(None)
 
 
 def _connect(session: Session, name: str, family: int, address: Any) -> None:

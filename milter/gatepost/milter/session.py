@@ -10,34 +10,58 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from email.utils import getaddresses
-from typing import Optional
+from typing import Optional, Protocol
 
 from gatepost.relay import Client, Mail, Organization, Result
-from gatepost.service import flow, log, metrics
-from gatepost.service.flow import Egress, Judgement, Treatment
-from gatepost.service.hops import Hop, Hops, organization_digest
+from gatepost.service import flow, log, metrics, rewriting
+from gatepost.service.addresses import domain_of, plain, routed
+from gatepost.service.flow import Judgement, Treatment
+from gatepost.service.hops import Hop, organization_digest
 from gatepost.service.reference import new_reference
 from gatepost.service.replies import (
     BAD_RECIPIENT,
     BAD_SENDER,
+    BOUNCES_ONLY,
     FAULT,
     ONE_BY_ONE,
     RELAY_DENIED,
+    SRS_APART,
+    SRS_EXPIRED,
+    SRS_FORGED,
+    SRS_GUESSING,
+    STORE_AWAY,
     TRY_APART,
     UNREWRITABLE,
     Reply,
 )
+from gatepost.service.reversal import Bounce, reverse
+from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.series import Series
+from gatepost.service.shared import Shared
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.srs_config import ReverseBy
+from gatepost.service.store import StoreError
 from gatepost.srs import AddressError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_RECEIVED = re.compile(r"(?:^|\n\s)by (\S+) \([^\n]*\)(?: with \S+)?\s+id (\w+)")
+_SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
+# Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
+_RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
+
+
+class Changes(Protocol):
+    """What the end of a message can change of its envelope; each raises where the MTA has gone."""
+
+    def sender(self, address: str) -> None: ...
+
+    def add_recipient(self, address: str) -> None: ...
+
+    def delete_recipient(self, path: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Recipient:
-    """One that was let through RCPT, with what was decided of it there."""
+    """One that was let through RCPT and is no SRS address, with what was decided of it there."""
 
     rcpt: str
     judgement: Judgement
@@ -47,16 +71,23 @@ class Recipient:
 class Transaction:
     """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
 
-    orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names of this
-    Postfix in Received lines, empty below the first line that is another's. refusal: of a message
-    from sendmail(1), which can be answered at its end only.
+    returning: SRS recipients as given, with the original sender that each stands for. first: what was decided for the
+    first recipient of all. spared: SPF lets P1 leave as it is. sieve: who redirected it, by Sieve's header. orcpt, hop:
+    on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names of this Postfix in
+    Received lines, empty below the first line that is another's. refusal: of a message from sendmail(1), which can be
+    answered at its end only.
     """
 
     reverse_path: str
     client: Client
     bypassed: bool
     recipients: list[Recipient] = field(default_factory=list)
+    returning: list[tuple[str, str]] = field(default_factory=list)
+    first: Optional[Treatment] = None
+    spared: bool = False
     headers_from: list[str] = field(default_factory=list)
+    received: bool = False
+    sieve: str = ""
     egress_rcpt: str = ""
     orcpt: str = ""
     hop: Optional[Hop] = None
@@ -74,13 +105,13 @@ class Session:
     def __init__(
         self,
         snapshot: Snapshot,
-        hops: Hops,
+        shared: Shared,
         series: Series,
         macro: Callable[[str], str],
         clock: Callable[[], float],
     ) -> None:
         self._snapshot = snapshot
-        self._hops = hops
+        self._shared = shared
         self._series = series
         self._macro = macro
         self._clock = clock
@@ -120,9 +151,21 @@ class Session:
         if self._failed:
             return
         reverse_path = path.strip("<>") if path.startswith("<") else path
-        if reverse_path and not flow.plain(reverse_path):  # how the MTA reads it is what counts
+        if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or reverse_path
-        self._transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
+        transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
+        transaction.spared = not transaction.bypassed and self._spared(reverse_path)
+        self._transaction = transaction
+
+    def _spared(self, reverse_path: str) -> bool:
+        """Tell whether SPF lets this sender leave as it is; waits for DNS, for a bounded time.
+
+        Not on the egress hop: what the map has sent there is rewritten.
+        """
+        spf = self._shared.spf
+        if spf is None or self._egress or rewriting.egress(self._snapshot, reverse_path) is not Egress.REWRITE:
+            return False
+        return spf.spares(domain_of(reverse_path) or "", int(self._clock()))
 
     def _identified(self) -> Client:
         """Return the client as TLS and SASL show it; both may change between the messages of a connection."""
@@ -150,22 +193,26 @@ class Session:
         rcpt = path.strip("<>") if path.startswith("<") else path
         if self._egress:
             return self._egress_rcpt_stage(transaction, rcpt, parameters)
-        reply = self._ingress_rcpt_stage(transaction, rcpt)
+        reply = self._ingress_rcpt_stage(transaction, rcpt, path)
         if reply and self._local:
             # Postfix can't refuse a recipient of sendmail(1): it would try the message again for ever.
             transaction.refusal = transaction.refusal or reply
             return None
         return reply
 
-    def _ingress_rcpt_stage(self, transaction: Transaction, rcpt: str) -> Optional[Reply]:
+    def _ingress_rcpt_stage(self, transaction: Transaction, rcpt: str, path: str) -> Optional[Reply]:
         if _CONTROL.search(transaction.reverse_path):
             return BAD_SENDER
         if _CONTROL.search(rcpt):
             return BAD_RECIPIENT
-        if not flow.plain(rcpt) or flow.routed(rcpt):  # only the MTA knows where that leads
+        if self._snapshot.config.srs.reverse is ReverseBy.MILTER:
+            reply, returning = self._srs_rcpt(transaction, _SOURCE_ROUTE.sub("", path))
+            if reply or returning:
+                return reply
+        if not plain(rcpt) or routed(rcpt):  # only the MTA knows where that leads
             rcpt = self._macro("{rcpt_addr}") or rcpt
         mail = Mail(transaction.reverse_path)
-        judgement = flow.judge(self._snapshot, transaction.client, mail, rcpt)
+        judgement = flow.judge(self._snapshot, transaction.client, mail, rcpt, spared=transaction.spared)
         if self._snapshot.config.relay.enforced_by != "milter":
             if judgement.treatment is Treatment.REFUSE:  # policyd has seen it, and left it to Postfix
                 judgement = replace(judgement, treatment=Treatment.KEEP)
@@ -175,17 +222,69 @@ class Session:
             return self._refuse(transaction, rcpt, judgement)
         if judgement.treatment is Treatment.UNREWRITABLE:
             return self._unrewritable(transaction, rcpt, judgement)
-        if not self._may_join(transaction, judgement):
+        if not self._may_join(transaction, judgement.treatment):
             return TRY_APART
         transaction.recipients.append(Recipient(rcpt, judgement))
         return None
 
-    def _may_join(self, transaction: Transaction, judgement: Judgement) -> bool:
+    def _srs_rcpt(self, transaction: Transaction, path: str) -> tuple[Optional[Reply], bool]:
+        """Judge a recipient as an SRS address; the second result tells whether it goes back to an original sender."""
+        rcpt, now, client = path.strip("<>"), int(self._clock()), self._ip or ""
+        stored = self._shared.store.found
+        try:
+            reversal = reverse(self._snapshot, rcpt, now, stored)
+            if reversal.bounce is Bounce.NOT_SRS and not plain(rcpt):  # it may be once read by Postfix, in lower case
+                reversal = reverse(self._snapshot, self._macro("{rcpt_addr}"), now, stored)
+        except StoreError as error:
+            self._store_failed(error)
+            return STORE_AWAY, False
+        if reversal.bounce in (Bounce.NOT_SRS, Bounce.FOREIGN):
+            unwelcome = self._unwelcome(transaction) and bool(transaction.returning)
+            return (SRS_APART if unwelcome and not self._local else None), False
+        self._series.add(metrics.SRS_REVERSALS, (reversal.bounce.value,))
+        if self._shared.guesses.too_many(client, now):  # a right one, too: no guess is told so
+            return self._refuse_srs(transaction, rcpt, SRS_GUESSING, "srs-guessing"), False
+        if reversal.bounce is Bounce.FORGED:
+            self._shared.guesses.failed(client, now)
+            return self._refuse_srs(transaction, rcpt, SRS_FORGED, "srs-forged"), False
+        if reversal.bounce is Bounce.EXPIRED:
+            return self._refuse_srs(transaction, rcpt, SRS_EXPIRED, "srs-expired"), False
+        if self._unwelcome(transaction) and transaction.recipients and not self._local:
+            return SRS_APART, False
+        leaving = Egress.OUT if transaction.spared else rewriting.egress(self._snapshot, transaction.reverse_path)
+        if leaving is Egress.IMPOSSIBLE:
+            return self._refuse_srs(transaction, rcpt, UNREWRITABLE, "sender-unrewritable"), False
+        if not self._may_join(transaction, Treatment.REWRITE if leaving is Egress.REWRITE else Treatment.KEEP):
+            return TRY_APART, False
+        transaction.returning.append((path, reversal.original))
+        return None, True
+
+    def _unwelcome(self, transaction: Transaction) -> bool:
+        """Tell whether SRS recipients take no mail from this sender (accept_from)."""
+        return bool(transaction.reverse_path) and self._snapshot.config.srs.accept_from == "bounces"
+
+    def _refuse_srs(self, transaction: Transaction, rcpt: str, reply: Reply, reason: str) -> Reply:
+        action = "reject" if reply.code >= 500 else "defer"
+        self._log(action, transaction, None, f"to={log.address(rcpt)}, ", reason=reason)
+        return reply
+
+    def data(self) -> Optional[Reply]:
+        """Refuse a message to SRS recipients that is no bounce; not at RCPT, where other sites' callouts probe."""
+        transaction = self._transaction
+        if transaction is None or not (transaction.returning and self._unwelcome(transaction)):
+            return None
+        reply = self._refuse_srs(transaction, transaction.returning[0][0].strip("<>"), BOUNCES_ONLY, "srs-not-a-bounce")
+        if self._local:
+            transaction.refusal = transaction.refusal or reply
+            return None
+        return reply
+
+    def _may_join(self, transaction: Transaction, treatment: Treatment) -> bool:
         """Tell whether a recipient may join those before it. sendmail(1) can't be asked for a message each."""
-        if self._local or not transaction.recipients:
+        if self._local or transaction.first is None:
+            transaction.first = treatment
             return True
-        first = transaction.recipients[0].judgement
-        return flow.together(self._snapshot, first.treatment, judgement.treatment)
+        return flow.together(self._snapshot, transaction.first, treatment)
 
     def _egress_rcpt_stage(self, transaction: Transaction, rcpt: str, parameters: Sequence[str]) -> Optional[Reply]:
         if transaction.egress_rcpt:
@@ -205,8 +304,21 @@ class Session:
         name = name.lower()
         if name == "from" and not self._egress:
             transaction.headers_from.append(value)
-        elif name == "received" and self._egress and transaction.hop is None:
-            self._follow_received(transaction, value)
+        elif name == "received":
+            transaction.received = True
+            if self._egress and transaction.hop is None:
+                self._follow_received(transaction, value)
+        elif name == "x-sieve-redirected-from" and not transaction.sieve and self._may_redirect(transaction):
+            transaction.sieve = value.strip()
+
+    def _may_redirect(self, transaction: Transaction) -> bool:
+        """Tell whether a Sieve header at this place can be of this host: above the line of the message's entrance.
+
+        One from outside stands below that. On the egress hop lines of this host may stand above it.
+        """
+        if self._egress:
+            return transaction.hop is None and transaction.own_hosts != set()
+        return self._local and not transaction.received
 
     def _follow_received(self, transaction: Transaction, value: str) -> None:
         """Look the message up by the queue IDs of this Postfix: the topmost line's, and those below it for as long as
@@ -217,7 +329,7 @@ class Session:
         if found is None or found[1] not in transaction.own_hosts:
             transaction.own_hosts = set()
             return
-        transaction.hop = self._hops.get(found[2], int(self._clock()))
+        transaction.hop = self._shared.hops.get(found[2], int(self._clock()))
         transaction.reference = transaction.hop.reference if transaction.hop else ""
 
     def eoh(self) -> Optional[Reply]:
@@ -228,7 +340,14 @@ class Session:
         mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
         for index, recipient in enumerate(transaction.recipients):
             if recipient.judgement.treatment is Treatment.UNDECIDED:
-                judgement = flow.judge(self._snapshot, transaction.client, mail, recipient.rcpt, headers_seen=True)
+                judgement = flow.judge(
+                    self._snapshot,
+                    transaction.client,
+                    mail,
+                    recipient.rcpt,
+                    headers_seen=True,
+                    spared=transaction.spared,
+                )
                 self._judged(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.REFUSE:
                     return self._refuse(transaction, recipient.rcpt, judgement)
@@ -237,8 +356,8 @@ class Session:
                 transaction.recipients[index] = Recipient(recipient.rcpt, judgement)
         return None
 
-    def eom(self, change_sender: Callable[[str], None]) -> Optional[Reply]:
-        """End the message; *change_sender* sets another P1 and must be the last thing that can fail."""
+    def eom(self, changes: Changes) -> Optional[Reply]:
+        """End the message; its *changes* are the last thing that can fail."""
         transaction = self._transaction
         if transaction is None:
             return FAULT
@@ -248,24 +367,68 @@ class Session:
             return None
         now = int(self._clock())
         if self._egress:
-            return self._egress_eom(transaction, change_sender, now)
+            return self._egress_eom(transaction, changes, now)
         if transaction.refusal:
             return transaction.refusal
         if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
             return FAULT  # the end of the headers never came
-        rewritten = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
-        # Of mail from sendmail(1) inside recipients then get the rewritten sender, too.
-        alone = len(rewritten) == len(transaction.recipients) or (self._local and not self._snapshot.config.egress)
-        if rewritten and alone:
-            organization = rewritten[0].judgement.verdict.organization
-            sender = flow.relayed(self._snapshot, transaction.reverse_path, organization, now)
-            change_sender(sender)
-            self._finish(transaction, "rewrite", sender)
+        rewritten = self._ingress_sender(transaction, now)
+        if rewritten is not None:
+            settled = self._settled(rewritten)
+            if settled is None:
+                return STORE_AWAY
+            changes.sender(settled.address)
+            self._return(transaction, changes)
+            self._finish(transaction, "rewrite", settled)
             return None
-        if self._snapshot.config.egress and transaction.recipients:
+        if self._snapshot.config.egress and (transaction.recipients or transaction.returning):
             self._remember(transaction, now)
-        self._finish(transaction, "pass")
+        self._return(transaction, changes)
+        self._finish(transaction, "return" if transaction.returning else "pass")
         return None
+
+    def _ingress_sender(self, transaction: Transaction, now: int) -> Optional[Rewritten]:
+        """Return the new sender where all recipients need one, None where it stays."""
+        snapshot, reverse_path = self._snapshot, transaction.reverse_path
+        outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
+        hop = snapshot.config.egress is not None
+        leaves = bool(outside)
+        if transaction.returning and not hop and not transaction.spared:  # no bounce (accept_from)
+            leaves = leaves or rewriting.egress(snapshot, reverse_path) is Egress.REWRITE
+        # Of mail from sendmail(1) inside recipients then get the rewritten sender, too.
+        alone = len(outside) == len(transaction.recipients) or (self._local and not hop)
+        if not (leaves and alone):
+            return None
+        first = outside[0] if outside else None
+        if first and transaction.sieve:
+            mailbox = rewriting.mailbox_of(snapshot, transaction.sieve, first.rcpt)
+            if mailbox:
+                return rewriting.forwarded(snapshot, reverse_path, mailbox, now)
+        return rewriting.relayed(snapshot, reverse_path, first.judgement.verdict.organization if first else None, now)
+
+    def _settled(self, rewritten: Rewritten) -> Optional[Rewritten]:
+        """Return *rewritten* once the store knows its token; the long form, or None, where that can't be had."""
+        if not rewritten.token:
+            return rewritten
+        try:
+            self._shared.store.stored(rewritten.token, rewritten.original, rewritten.expires_day)
+        except StoreError as error:
+            self._store_failed(error)
+            return rewriting.without_store(rewritten)
+        return rewritten
+
+    def _store_failed(self, error: StoreError) -> None:
+        log.error(f"{self._macro('i') or 'NOQUEUE'}: {error}")
+        self._series.add(metrics.ERRORS, ("milter", "store"))
+
+    def _return(self, transaction: Transaction, changes: Changes) -> None:
+        """Put the original senders in the place of SRS recipients, each once."""
+        there = {_mailbox(item.rcpt) for item in transaction.recipients}
+        for path, original in transaction.returning:
+            if _mailbox(original) not in there:
+                there.add(_mailbox(original))
+                changes.add_recipient(original)
+            changes.delete_recipient(path)
 
     def abort(self) -> None:
         """Forget the message; Postfix sends this after each one, too."""
@@ -274,39 +437,43 @@ class Session:
     def _remember(self, transaction: Transaction, now: int) -> None:
         """Leave a note for the egress hop where this message may come by there."""
         queue_id = self._macro("i")
-        if queue_id and flow.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
+        if queue_id and rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
             outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
-            organization = (outside or transaction.recipients)[0].judgement.verdict.organization
+            first = next(iter(outside or transaction.recipients), None)
+            organization = first.judgement.verdict.organization if first else None
             digest = organization_digest(organization.name) if organization else b""
             transaction.reference = transaction.reference or new_reference()
-            self._hops.put(queue_id, Hop(digest, transaction.reference), now)
+            self._shared.hops.put(queue_id, Hop(digest, transaction.reference), now)
 
-    def _egress_eom(self, transaction: Transaction, change_sender: Callable[[str], None], now: int) -> Optional[Reply]:
+    def _egress_eom(self, transaction: Transaction, changes: Changes, now: int) -> Optional[Reply]:
         """Rewrite what came by the egress hop. A message leaves here with a sender that leaves alone, or not at all."""
-        if flow.leaving(self._snapshot, transaction.reverse_path) is Egress.OUT:
+        if rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.OUT:
             # policyd sent it here by another configuration; by the next attempt they agree. Passed on, it would loop.
             return self._egress_fault(transaction, "it need not be")
         try:
-            sender, form = self._egress_sender(transaction, now)
+            rewritten = self._settled(self._egress_sender(transaction, now))
         except AddressError as error:
             return self._egress_fault(transaction, str(error))
-        if flow.leaving(self._snapshot, sender) is not Egress.OUT:
-            return self._egress_fault(transaction, f"<{sender}> would come by here again")
-        change_sender(sender)
-        self._series.add(metrics.SRS_REWRITES, (form,))
-        self._finish(transaction, "rewrite", sender)
+        if rewritten is None:
+            return STORE_AWAY
+        if rewriting.leaving(self._snapshot, rewritten.address) is not Egress.OUT:
+            return self._egress_fault(transaction, f"<{rewritten.address}> would come by here again")
+        changes.sender(rewritten.address)
+        self._finish(transaction, "rewrite", rewritten)
         return None
 
-    def _egress_sender(self, transaction: Transaction, now: int) -> tuple[str, str]:
-        """Return the sender and its form. Only mail that ingress has seen is sent on in a mailbox's name."""
-        mailbox = flow.forwarder(self._snapshot, transaction.orcpt, transaction.egress_rcpt)
+    def _egress_sender(self, transaction: Transaction, now: int) -> Rewritten:
+        """Return the new sender. Only mail that ingress has seen is sent on in a mailbox's name."""
+        mailbox = rewriting.forwarder(self._snapshot, transaction.orcpt, transaction.egress_rcpt)
+        if mailbox is None and transaction.sieve:
+            mailbox = rewriting.mailbox_of(self._snapshot, transaction.sieve, transaction.egress_rcpt)
         if mailbox and transaction.hop:
-            return flow.forwarded(self._snapshot, transaction.reverse_path, mailbox, now), "forward"
+            return rewriting.forwarded(self._snapshot, transaction.reverse_path, mailbox, now)
         organization = self._hop_organization(transaction.hop)
         if organization is None and mailbox:
             accepted = self._snapshot.rules.accepted(mailbox.domain)
             organization = accepted.organization if accepted else None
-        return flow.relayed(self._snapshot, transaction.reverse_path, organization, now), flow.BOUNCES
+        return rewriting.relayed(self._snapshot, transaction.reverse_path, organization, now)
 
     def _hop_organization(self, hop: Optional[Hop]) -> Optional[Organization]:
         return self._snapshot.organization_by_digest.get(hop.organization) if hop else None
@@ -333,19 +500,23 @@ class Session:
             transaction.reference = transaction.reference or new_reference()
             self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
 
-    def _finish(self, transaction: Transaction, action: str, sender: str = "") -> None:
+    def _finish(self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None) -> None:
         """Log and count the end of a message, one line for all its recipients."""
         self._series.add(metrics.MESSAGES, ("milter", action))
-        if action == "rewrite" and not self._egress:
-            self._series.add(metrics.SRS_REWRITES, (flow.BOUNCES,))
-        rewritten = (item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE)
-        first = next(rewritten, transaction.recipients[0] if transaction.recipients else None)
+        if rewritten:
+            self._series.add(metrics.SRS_REWRITES, (rewritten.form,))
+        outside = (item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE)
+        first = next(outside, transaction.recipients[0] if transaction.recipients else None)
         judgement = first.judgement if first else None
-        details = f"rewritten={log.address(sender)}, " if sender else ""
+        details = f"rewritten={log.address(rewritten.address)}, " if rewritten else ""
         if self._egress:
             details += f"to={log.address(transaction.egress_rcpt)}, hop=egress, "
         elif not transaction.bypassed:
-            details += f"nrcpt={len(transaction.recipients)}, "
+            details += f"nrcpt={len(transaction.recipients) + len(transaction.returning)}, "
+        if transaction.returning:
+            details += f"returned={log.address(transaction.returning[0][1])}, "
+        if transaction.spared:
+            details += "spf=spared, "
         self._log(action, transaction, judgement, details)
 
     def _log(
@@ -360,10 +531,16 @@ class Session:
         fields = [
             f"action={action}, from={log.address(transaction.reverse_path)}, {details}client={self._ip or 'unknown'}",
             f"organization={organization.name}" if organization else "",
-            f"reason={reason or judgement.verdict.reason.value}" if judgement else "",
+            f"reason={reason or (judgement.verdict.reason.value if judgement else '')}" if reason or judgement else "",
             f"reference={transaction.reference}" if transaction.reference else "",
         ]
         log.info(f"{self._macro('i') or 'NOQUEUE'}: " + ", ".join(filter(None, fields)))
+
+
+def _mailbox(address: str) -> tuple[str, str]:
+    """Return what two addresses of one mailbox have in common: the case of a local part may matter (RFC 5321, 2.4)."""
+    local, _, domain = address.rpartition("@")
+    return local, domain.lower()
 
 
 def header_addresses(values: Iterable[str]) -> tuple[str, ...]:

@@ -19,8 +19,13 @@ class Policyd:
     silence_s = 2.0  # Postfix asks the maps in series: a worker that hangs holds up all mail
 
     def __init__(self, config: Config) -> None:
-        self._listen = config.policyd.listen
-        self._sockets: list[socket.socket] = []
+        policyd = config.policyd
+        self._listen = [
+            *(("", listen) for listen in policyd.listen),
+            *(("forward", listen) for listen in policyd.tcp_table_forward),
+            *(("reverse", listen) for listen in policyd.tcp_table_reverse),
+        ]
+        self._sockets: list[tuple[str, socket.socket]] = []
 
     def workers(self, config: Config) -> int:
         return config.policyd.workers
@@ -28,20 +33,20 @@ class Policyd:
     def open(self) -> None:
         """Open the listening sockets. Raises OSError; those already open are then closed."""
         try:
-            for listen in self._listen:
-                self._sockets.append(open_listener(listen))
+            for tcp_table, listen in self._listen:
+                self._sockets.append((tcp_table, open_listener(listen)))
         except OSError:
             self.close()
             raise
 
     def release(self) -> None:
         """Close the sockets here; their files stay."""
-        for sock in self._sockets:
+        for _, sock in self._sockets:
             sock.close()
 
     def close(self) -> None:
         """Close the sockets and remove their files."""
-        for listen, sock in zip(self._listen, self._sockets):
+        for (_, listen), (_, sock) in zip(self._listen, self._sockets):
             sock.close()
             remove(listen)
         self._sockets.clear()

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from gatepost.relay import Client, Mail, Result, Verdict
-from gatepost.service import flow, log, replies
-from gatepost.service.flow import Bounce, Egress, Treatment
+from gatepost.service import addresses, flow, log, replies, reversal, rewriting
+from gatepost.service.flow import Treatment
+from gatepost.service.reversal import Bounce, Stored
+from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.snapshot import Snapshot
-from gatepost.srs import Address
+from gatepost.service.srs_config import ReverseBy
+from gatepost.srs import Address, AddressError
 
 Attributes = Mapping[bytes, bytes]
 
@@ -65,16 +68,29 @@ class Transaction:
     other: str = ""
 
 
+@dataclass(frozen=True)
+class Aids:
+    """What a decision asks beside the snapshot.
+
+    new_reference: makes the random reference of a relay refusal. stored: the store. guessing: tells of a client, by
+    its IP address, whether it has named too many forged SRS recipients.
+    """
+
+    new_reference: Callable[[], str]
+    stored: Stored
+    guessing: Callable[[str], bool]
+
+
 class Found(Enum):
     """Result of a map look-up, in socketmap_table(5)'s words."""
 
     OK = "OK"
     NOTFOUND = "NOTFOUND"
+    TEMP = "TEMP"
     PERM = "PERM"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """The answer to a map look-up. bounce: what the key was as an SRS address, in the map `reverse`."""
 
     found: Found
@@ -88,21 +104,18 @@ _REFUSED = {
     Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
     Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
 }
+_SIGNED = frozenset((Bounce.ORIGINAL, *_REFUSED))
 _BOUNCED = f"error:{replies.UNREWRITABLE.status} {replies.UNREWRITABLE.text}"
 """The transport for mail in the queue that can't be rewritten: Postfix's error(8) bounces it at once."""
 
 
 def decide(
-    snapshot: Snapshot,
-    request: Attributes,
-    before: Transaction,
-    now: int,
-    new_reference: Callable[[], str],
+    snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids
 ) -> tuple[Answer, Transaction]:
     """Answer a policy request.
 
     before: what this connection knows of the message; the second result is what it knows afterwards. now:
-    Unix seconds. new_reference: makes the random reference of a relay refusal.
+    Unix seconds. What aids.stored raises passes through.
     """
     state = request.get(b"protocol_state")
     if state not in (b"RCPT", b"DATA") or snapshot.bypassed():
@@ -112,19 +125,18 @@ def decide(
         # Postfix names a queue ID from the first recipient on that it has taken.
         before = Transaction(instance, complete=state == b"RCPT" and not request.get(b"queue_id"))
     if state == b"DATA":
-        return _data(snapshot, request, before, now), before
-    return _rcpt(snapshot, request, before, now, new_reference)
+        return _data(snapshot, request, before, now, aids.stored), before
+    return _rcpt(snapshot, request, before, now, aids)
 
 
 def _rcpt(
-    snapshot: Snapshot,
-    request: Attributes,
-    before: Transaction,
-    now: int,
-    new_reference: Callable[[], str],
+    snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids
 ) -> tuple[Answer, Transaction]:
     rcpt = _text(request, b"recipient")
-    bounce = flow.reverse(snapshot, rcpt, now).bounce
+    bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
+    if bounce in _SIGNED and aids.guessing(_text(request, b"client_address")):  # a right one, too: no guess is told so
+        line = _line(request, "defer", reason="srs-guessing")
+        return Answer(Action.DEFER, str(replies.SRS_GUESSING), line), before
     if bounce in _REFUSED:
         reply, reason = _REFUSED[bounce]
         return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce), before
@@ -134,7 +146,7 @@ def _rcpt(
         return Answer(Action.DEFER, str(replies.SRS_APART), line), before
     if returning:
         return DUNNO, replace(before, bounce=before.bounce or rcpt)
-    answer = _relay(snapshot, request, rcpt, new_reference)
+    answer = _relay(snapshot, request, rcpt, aids.new_reference)
     if answer.action is Action.REJECT:
         return answer, before
     return answer, replace(before, other=before.other or rcpt)
@@ -143,20 +155,25 @@ def _rcpt(
 def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcpt: str, returning: bool) -> bool:
     """Tell whether *rcpt* must be put off: beside it, what happens at DATA would hit other recipients too.
 
-    REDIRECT replaces all recipients. A non-null sender is refused there with the whole message, so it is
-    split first, and everybody but the SRS recipient still gets it.
+    REDIRECT replaces all recipients. A sender that SRS recipients don't take is refused there with the whole message,
+    so it is split first, and everybody but the SRS recipient still gets it.
     """
-    redirect = snapshot.config.policyd.reverse == "redirect"
-    if not (redirect or request.get(b"sender")):
+    redirect = snapshot.config.srs.reverse is ReverseBy.REDIRECT
+    if not (redirect or _unwelcome(snapshot, request)):
         return False
     if returning:
         return bool(before.other) or (redirect and before.bounce not in ("", rcpt))
     return bool(before.bounce)
 
 
+def _unwelcome(snapshot: Snapshot, request: Attributes) -> bool:
+    """Tell whether SRS recipients take no mail from this sender (accept_from)."""
+    return bool(request.get(b"sender")) and snapshot.config.srs.accept_from == "bounces"
+
+
 def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Callable[[], str]) -> Answer:
     """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours."""
-    routed = flow.routed(rcpt)
+    routed = addresses.routed(rcpt)
     if snapshot.config.relay.enforced_by != "policyd" or not ("@" in rcpt or routed):  # Postfix adds its own domain
         return DUNNO
     mail = Mail(reverse_path=_text(request, b"sender"))
@@ -184,7 +201,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Ca
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:
     """Return the client. Its certificate counts only where Postfix trusts it and names the issuer (R10)."""
-    name = flow.decode_xtext(_text(request, b"ccert_subject")) if request.get(b"ccert_issuer") else ""
+    name = addresses.decode_xtext(_text(request, b"ccert_subject")) if request.get(b"ccert_issuer") else ""
     exempt = "authenticated" in snapshot.config.relay.exempt
     return snapshot.rules.client(
         _text(request, b"client_address"),
@@ -193,64 +210,86 @@ def _client(snapshot: Snapshot, request: Attributes) -> Client:
     )
 
 
-def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int) -> Answer:
+def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int, stored: Stored) -> Answer:
     """Answer at DATA, where Postfix names the recipient only if it took exactly one.
 
     With several, and RCPT requests missed, a non-null sender passes: a service that is listed in
     smtpd_data_restrictions alone would put off all such mail for ever. A null sender, which seldom has
     several recipients, waits in redirect mode: its bounce would else end in the `bounces` mailbox (S9).
     """
-    single = request.get(b"recipient_count") == b"1" and bool(request.get(b"recipient"))
-    sender = request.get(b"sender")
-    redirect = snapshot.config.policyd.reverse == "redirect"
-    rcpt = _text(request, b"recipient") if single else before.bounce
-    reversal = flow.reverse(snapshot, rcpt, now)
-    returning = reversal.bounce is Bounce.ORIGINAL
-    if sender:
+    single = _single(request)
+    redirect = snapshot.config.srs.reverse is ReverseBy.REDIRECT
+    rcpt = rcpt_at_data(request, before)
+    reversed_ = reversal.reverse(snapshot, rcpt, now, stored)
+    returning = reversed_.bounce is Bounce.ORIGINAL
+    if _unwelcome(snapshot, request):
         if not returning:
             return DUNNO
         return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason="srs-not-a-bounce"))
     # Where nothing else was let in beside it, several recipients are one SRS address, given more than once.
     if redirect and returning and (single or (before.complete and not before.other)):
         named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
-        line = _line(named, "redirect", reason="srs-bounce", redirect=reversal.original)
-        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversal.original)}", line, reversal.bounce)
-    if redirect and not single and not before.complete:
+        line = _line(named, "redirect", reason="srs-bounce", redirect=reversed_.original)
+        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversed_.original)}", line, reversed_.bounce)
+    if redirect and not single and not before.complete and not request.get(b"sender"):
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     return DUNNO
 
 
-def look_up(snapshot: Snapshot, map_name: str, key: str, now: int) -> Entry:
-    """Answer a map look-up; *now* in Unix seconds.
+def rcpt_at_data(request: Attributes, before: Transaction) -> str:
+    """Return the recipient that a request at DATA is about: the only one, or the SRS address let through before."""
+    return _text(request, b"recipient") if _single(request) else before.bounce
+
+
+def _single(request: Attributes) -> bool:
+    return request.get(b"recipient_count") == b"1" and bool(request.get(b"recipient"))
+
+
+def look_up(snapshot: Snapshot, map_name: str, key: str, now: int, stored: Stored) -> Entry:
+    """Answer a look-up in the maps `reverse` and `egress`; *now* in Unix seconds. What *stored* raises passes through.
 
     Postfix asks for a whole address first, then for its parts (`user`, `@domain`), which never match. What is
     not to be reversed is NOTFOUND and no failure: a failing map stalls mail, and policy refuses at RCPT what
     is forged.
     """
     if map_name == "reverse":
-        return _reverse(snapshot, key, now)
+        return _reverse(snapshot, key, now, stored)
     if map_name == "egress":
         return _egress(snapshot, key)
-    return Entry(Found.PERM, "unknown map: only reverse and egress are served")
+    return Entry(Found.PERM, "unknown map: only reverse, forward and egress are served")
 
 
-def _reverse(snapshot: Snapshot, key: str, now: int) -> Entry:
+def _reverse(snapshot: Snapshot, key: str, now: int, stored: Stored) -> Entry:
     if key.find("@") < 1:
         return NOTFOUND
-    reversal = flow.reverse(snapshot, key, now)
-    if reversal.bounce is Bounce.ORIGINAL:
-        return Entry(Found.OK, reversal.original, reversal.bounce)
-    return NOTFOUND if reversal.bounce is Bounce.NOT_SRS else Entry(Found.NOTFOUND, bounce=reversal.bounce)
+    found = reversal.reverse(snapshot, key, now, stored)
+    if found.bounce is Bounce.ORIGINAL:
+        return Entry(Found.OK, found.original, found.bounce)
+    return NOTFOUND if found.bounce is Bounce.NOT_SRS else Entry(Found.NOTFOUND, bounce=found.bounce)
 
 
 def _egress(snapshot: Snapshot, key: str) -> Entry:
     egress = snapshot.config.egress
     if egress is None or key.find("@") < 1 or snapshot.bypassed():
         return NOTFOUND
-    leaving = flow.egress(snapshot, key)
+    leaving = rewriting.egress(snapshot, key)
     if leaving is Egress.REWRITE:
         return Entry(Found.OK, egress.transport)
     return NOTFOUND if leaving is Egress.OUT else Entry(Found.OK, _BOUNCED)
+
+
+def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
+    """Answer the map `forward`: what the sender *key* is rewritten to, None where it stays.
+
+    For sender_canonical_maps and Sendmail, which rewrite at once: in the organisation's name, for who forwarded is not
+    known there. What can't be rewritten stays, for a canonical map can't refuse.
+    """
+    if key.find("@") < 1 or snapshot.bypassed() or rewriting.egress(snapshot, key) is not Egress.REWRITE:
+        return None
+    try:
+        return rewriting.relayed(snapshot, key, None, now)
+    except AddressError:
+        return None
 
 
 def _text(request: Attributes, name: bytes) -> str:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Serve both protocols of policyd on sockets that the supervisor opened: one event loop a worker process.
+"""Serve the protocols of policyd on sockets that the supervisor opened: one event loop a worker process.
 
-Each connection speaks the protocol that its first octet announces, policy delegation or socketmap. A peer
-that breaks it loses its connection and nothing else.
+Each connection speaks the protocol that its first octet announces, policy delegation or socketmap, or tcp_table where
+the socket is for that. A peer that breaks it loses its connection and nothing else. What must wait for the store or
+for DNS, each bounded in time, holds up its own connection only.
 """
 
 from __future__ import annotations
@@ -15,93 +16,52 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Sequence
-from typing import Any, Optional, Union, cast
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from typing import Any, Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
-from gatepost.policyd.decisions import Found, Transaction
+from gatepost.policyd.decisions import Aids, Entry, Found, Transaction
 from gatepost.policyd.wire import (
     PolicyParser,
     ProtocolError,
     SocketmapParser,
+    TcpTableParser,
     netstring,
     parser_for,
     policy_reply,
+    tcp_table_reply,
 )
-from gatepost.service import flow, log
-from gatepost.service.metrics import DECISIONS, ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
+from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
+from gatepost.service import flow, log, replies
+from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
 from gatepost.service.reference import new_reference
+from gatepost.service.reversal import Bounce
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.store import StoreError
 
 MAX_CONNECTIONS = 5000
 """Of one worker; one more is closed at once."""
-HALF_SENT_S = 30.0
-"""How long a request may take from its first octet to its last."""
 DRAIN_S = 5.0
 BACKLOG = 1024
 _TICK_S = 0.25
 _GRACE_S = 0.05
-_COMPLAIN_S = 1.0
 _STATES = frozenset(("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN"))
 
-
-class Worker:
-    """What the connections of one process share. *half_sent*: since when which connection owes a rest."""
-
-    def __init__(self, snapshot: Snapshot, series: Series) -> None:
-        self.snapshot = snapshot
-        self.series = series
-        self.connections: set[Connection] = set()
-        self.half_sent: dict[Connection, float] = {}
-        self.draining = False
-        self._complain_at = 0.0
-        self._not_logged = 0
-
-    def complain(self, kind: str, text: str) -> None:
-        """Count a connection that was closed in the middle, and log it, at most one a second."""
-        self.series.add(ERRORS, ("policyd", kind))
-        now = time.monotonic()
-        if now < self._complain_at:
-            self._not_logged += 1
-            return
-        more = f" ({self._not_logged} more before)" if self._not_logged else ""
-        log.warning(f"{text}, connection closed{more}")
-        self._complain_at = now + _COMPLAIN_S
-        self._not_logged = 0
-
-    def fault(self, kind: str, text: str, error: Optional[BaseException]) -> None:
-        """Count and log a fault of gatepost's own, or of its surroundings."""
-        self.series.add(ERRORS, ("policyd", kind))
-        if error is None:
-            log.error(text)
-        else:
-            log.fault(text, error)
-
-    def tick(self, now: float) -> None:
-        """Show that this process is alive; cut off what has been half sent for too long."""
-        self.series.beat(now)
-        for connection in [item for item, since in self.half_sent.items() if now - since > HALF_SENT_S]:
-            connection.break_off(f"request unfinished after {HALF_SENT_S:.0f} s")
-
-    def drain(self) -> None:
-        """Close every connection that waits for nothing; the others close after their answer."""
-        for connection in list(self.connections):
-            connection.close_if_idle()
-
-    def cut_off(self) -> None:
-        """Close all that is left, complete or not."""
-        for connection in list(self.connections):
-            connection.abort()
+Parser = Union[PolicyParser, SocketmapParser, TcpTableParser]
 
 
 class Connection(asyncio.Protocol):
-    """One client, of either protocol."""
+    """One client. *tcp_table*: the map that is asked by that protocol here, "" for the others."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, tcp_table: str = "") -> None:
         self._worker = worker
-        self._parser: Union[PolicyParser, SocketmapParser, None] = None
+        self._tcp_table = tcp_table
+        self._parser: Optional[Parser] = TcpTableParser() if tcp_table else None
         self._transaction = Transaction()
+        self._waiting: deque[Request] = deque()
+        self._task: Optional[asyncio.Task[None]] = None
         self._failed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -115,6 +75,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Optional[Exception]) -> None:
         self._worker.connections.discard(self)
         self._worker.half_sent.pop(self, None)
+        if self._task is not None:
+            self._task.cancel()
 
     def pause_writing(self) -> None:
         """Take no more requests from a client that does not read its answers."""
@@ -125,27 +87,71 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        worker = self._worker
         try:
             if self._parser is None:
                 self._parser = parser_for(data)
-            if isinstance(self._parser, PolicyParser):
-                replies = self._answer_policy(self._parser.feed(data))
-            else:
-                replies = self._answer_socketmap(self._parser.feed(data))
+            self._waiting.extend(self._requests(self._parser, data))
         except ProtocolError as error:
             self.break_off(str(error))
             return
-        if replies:
-            self._transport.write(b"".join(replies))
+        if self._task is None:
+            self._go_on()
+
+    def _requests(self, parser: Parser, data: bytes) -> Sequence[Request]:
+        if isinstance(parser, PolicyParser):
+            return [PolicyRequest(attributes) for attributes in parser.feed(data)]
+        if isinstance(parser, TcpTableParser):
+            return [LookUp(self._tcp_table, text_of(key), True) for key in parser.feed(data)]
+        return [
+            LookUp(name.decode("ascii", "replace"), key.decode("utf-8", "surrogateescape"))
+            for name, key in parser.feed(data)
+        ]
+
+    def _go_on(self) -> None:
+        """Answer what waits, in its order, up to the first request that has to wait itself."""
+        worker = self._worker
+        answers = []
+        while self._waiting and not self._failed:
+            request = self._waiting.popleft()
+            try:
+                fetched = worker.fetch(request, self._transaction)
+            except Exception as error:  # noqa: BLE001  the outermost shell
+                self._fault(error)
+                break
+            if isinstance(fetched, Fetched):
+                answers.append(self._answered(request, fetched))
+            else:
+                self._task = asyncio.ensure_future(self._answer_later(request, fetched))
+                break
+        if answers:
+            self._transport.write(b"".join(answers))
         if self._failed:
             self._transport.close()
-        elif not self._parser.unfinished:
+        elif self._task is None and not (self._parser and self._parser.unfinished):
             worker.half_sent.pop(self, None)
             if worker.draining:
                 self.close_if_idle()
-        elif replies or self not in worker.half_sent:
+        elif answers or self not in worker.half_sent:
             worker.half_sent[self] = time.monotonic()
+
+    async def _answer_later(self, request: Request, awaited: Awaitable[Fetched]) -> None:
+        try:
+            answer = self._answered(request, await awaited)
+        except Exception as error:  # noqa: BLE001  the outermost shell
+            self._fault(error)
+            answer = b""
+        self._task = None
+        if not self._transport.is_closing():
+            self._transport.write(answer)
+            self._go_on()
+
+    def _fault(self, error: Exception) -> None:
+        """Have the connection closed without an answer.
+
+        Postfix then asks once more, and afterwards takes smtpd_policy_service_default_action, or defers the mail.
+        """
+        self._worker.fault("internal", "internal error in a request", error)
+        self._failed = True
 
     def break_off(self, text: str) -> None:
         """Close without an answer."""
@@ -162,59 +168,54 @@ class Connection(asyncio.Protocol):
         if self not in self._worker.half_sent and not transport.is_closing() and not _unread(transport):
             transport.close()
 
-    def _answer_policy(self, requests: Sequence[dict[bytes, bytes]]) -> list[bytes]:
-        """Return the answers.
+    def _answered(self, request: Request, fetched: Fetched) -> bytes:
+        """Return the answer, none after a fault in a policy request."""
+        worker = self._worker
+        began = time.perf_counter()
+        try:
+            if isinstance(request, PolicyRequest):
+                answer = policy_reply(self._decide(request.attributes, fetched))
+                worker.series.observe(STAGE_DURATION, ("policy",), time.perf_counter() - began)
+                return answer
+            answer = _map_reply(request, worker.look_up(request, fetched))
+            worker.series.observe(STAGE_DURATION, ("map",), time.perf_counter() - began)
+            return answer
+        except Exception as error:  # noqa: BLE001  the outermost shell
+            if isinstance(request, LookUp):
+                worker.fault("socketmap", "internal error in a map look-up", error)
+                return _map_reply(request, Entry(Found.TEMP, "gatepost: internal error"))
+            worker.fault("policy", "internal error in a policy request", error)
+            self._failed = True
+            return b""
 
-        After a fault there is none: Postfix tries once more, then takes smtpd_policy_service_default_action.
-        """
-        now = int(time.time())
-        replies: list[bytes] = []
-        for request in requests:
-            began = time.perf_counter()
-            try:
-                replies.append(policy_reply(self._decide(request, now)))
-                self._worker.series.observe(STAGE_DURATION, ("policy",), time.perf_counter() - began)
-            except Exception as error:  # noqa: BLE001  the outermost shell
-                self._worker.fault("policy", "internal error in a policy request", error)
-                self._failed = True
-                break
-        return replies
-
-    def _decide(self, request: dict[bytes, bytes], now: int) -> bytes:
+    def _decide(self, request: dict[bytes, bytes], fetched: Fetched) -> bytes:
         worker, series = self._worker, self._worker.series
-        answer, self._transaction = decisions.decide(worker.snapshot, request, self._transaction, now, new_reference)
+        now = int(time.time())
+        client = text_of(request.get(b"client_address", b""))
+        aids = Aids(new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now))
+        try:
+            answer, self._transaction = decisions.decide(worker.snapshot, request, self._transaction, now, aids)
+        except StoreError as error:
+            worker.store_failed(error)
+            return str(replies.STORE_AWAY).encode()
         state = request.get(b"protocol_state", b"").decode("ascii", "replace")
         series.add(POLICY_REQUESTS, (state if state in _STATES else "other", answer.action.value))
         if answer.bounce is not None:
             series.add(SRS_REVERSALS, (answer.bounce.value,))
+            if answer.bounce is Bounce.FORGED:
+                worker.guesses.failed(client, now)
         if answer.verdict is not None:
             series.add(DECISIONS, flow.labels(answer.verdict))
         if answer.log:
             log.info(answer.log)
-        return answer.text.encode("utf-8", "surrogateescape")
+        return octets_of(answer.text)
 
-    def _answer_socketmap(self, requests: Sequence[tuple[bytes, bytes]]) -> list[bytes]:
-        now = int(time.time())
-        replies = []
-        for map_name, key in requests:
-            began = time.perf_counter()
-            try:
-                replies.append(netstring(self._look_up(map_name, key, now)))
-                self._worker.series.observe(STAGE_DURATION, ("map",), time.perf_counter() - began)
-            except Exception as error:  # noqa: BLE001  the outermost shell
-                self._worker.fault("socketmap", "internal error in a map look-up", error)
-                replies.append(netstring(b"TEMP gatepost: internal error"))
-        return replies
 
-    def _look_up(self, map_name: bytes, key: bytes, now: int) -> bytes:
-        series = self._worker.series
-        name = map_name.decode("ascii", "replace")
-        entry = decisions.look_up(self._worker.snapshot, name, key.decode("utf-8", "surrogateescape"), now)
-        known = entry.found is not Found.PERM
-        series.add(MAP_LOOKUPS, (name if known else "other", entry.found.value.lower()))
-        if entry.bounce is not None:
-            series.add(SRS_REVERSALS, (entry.bounce.value,))
-        return f"{entry.found.value} {entry.text}".encode("utf-8", "surrogateescape")
+def _map_reply(request: LookUp, entry: Entry) -> bytes:
+    if not request.coded:
+        return netstring(octets_of(f"{entry.found.value} {entry.text}"))
+    code = {Found.OK: 200, Found.TEMP: 400}.get(entry.found, 500)
+    return tcp_table_reply(code, octets_of(entry.text or "not found"))
 
 
 def _unread(transport: asyncio.BaseTransport) -> int:
@@ -223,11 +224,12 @@ def _unread(transport: asyncio.BaseTransport) -> int:
     return cast(int, struct.unpack("i", answer)[0])
 
 
-def serve(sockets: Sequence[socket.socket], snapshot: Snapshot, series: Series) -> None:
+def serve(sockets: Sequence[tuple[str, socket.socket]], snapshot: Snapshot, series: Series) -> None:
     """Serve on listening *sockets* until SIGUSR1 has drained this process; runs in its main thread.
 
-    SIGUSR1 may arrive blocked. After it the sockets are closed here (their files stay, other workers share
-    them), requests that have arrived are answered, and what is not complete 5 s later is cut off.
+    Each socket comes with the map that it is for where it speaks tcp_table, else with "". SIGUSR1 may arrive
+    blocked. After it the sockets are closed here (their files stay, other workers share them), requests that have
+    arrived are answered, and what is not complete 5 s later is cut off.
     """
     worker = Worker(snapshot, series)
     loop = _new_event_loop()
@@ -247,11 +249,11 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Sequence[socket.socket]) -> None:
+async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Sequence[tuple[str, socket.socket]]) -> None:
     drain = asyncio.Event()
     loop.add_signal_handler(signal.SIGUSR1, drain.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    servers = [await _listen(loop, worker, item) for item in sockets]
+    servers = [await _listen(loop, sock, _connections(worker, tcp_table)) for tcp_table, sock in sockets]
     worker.series.ready = True
     while not drain.is_set():
         worker.tick(time.monotonic())
@@ -270,10 +272,13 @@ async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Seque
     await asyncio.sleep(0)
 
 
-async def _listen(loop: asyncio.AbstractEventLoop, worker: Worker, sock: socket.socket) -> asyncio.AbstractServer:
-    def connection() -> Connection:
-        return Connection(worker)
+def _connections(worker: Worker, tcp_table: str) -> Callable[[], Connection]:
+    return lambda: Connection(worker, tcp_table)
 
+
+async def _listen(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, connection: Callable[[], Connection]
+) -> asyncio.AbstractServer:
     if sock.family != socket.AF_UNIX:
         return await loop.create_server(connection, sock=sock, backlog=BACKLOG)
     # Python 3.13 and uvloop 0.22 would unlink the file, which all workers share; older ones lack the option.

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Parse Postfix's policy delegation and socketmap protocols: octets in, requests out, no I/O.
+"""Parse Postfix's policy delegation, socketmap and tcp_table protocols: octets in, requests out, no I/O.
 
-`parser_for()` picks the parser by the first octet that a client sends; then `feed()` takes octets as they
-arrive and returns the requests that they complete. ProtocolError means that the peer is broken and its
+`parser_for()` picks the parser of the first two by the first octet that a client sends; then `feed()` takes octets as
+they arrive and returns the requests that they complete. ProtocolError means that the peer is broken and its
 connection of no use any more; any other exception is a bug here.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Union
+from urllib.parse import unquote_to_bytes
 
 MAX_POLICY_OCTETS = 65536
 """Length of a policy request. Postfix's own come to some 700 octets and two addresses."""
 MAX_POLICY_LINES = 256
 MAX_SOCKETMAP_OCTETS = 10000
 """Length of a socketmap request, map name and key together."""
+
+MAX_TCP_TABLE_OCTETS = 4096
+"""Length of a tcp_table request or answer, with its end (tcp_table(5))."""
 
 _SIZE_DIGITS = len(str(MAX_SOCKETMAP_OCTETS))
 
@@ -114,6 +119,29 @@ def _size(digits: bytes) -> int:
     return int(digits)
 
 
+class TcpTableParser:
+    """Requests of tcp_table(5): a line each, `get` and the key, in which %XX stands for an octet."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the beginning of a request waits for its rest."""
+        return bool(self._buffer)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the key of each request that *data* completes. Raises ProtocolError."""
+        self._buffer += data
+        *lines, rest = bytes(self._buffer).split(b"\n")
+        if max(map(len, (*lines, rest))) >= MAX_TCP_TABLE_OCTETS:
+            raise ProtocolError(f"tcp_table request longer than {MAX_TCP_TABLE_OCTETS} octets")
+        self._buffer[:] = rest
+        if not all(line.startswith(b"get ") for line in lines):
+            raise ProtocolError("tcp_table request other than get")
+        return [unquote_to_bytes(line[4:]) for line in lines]
+
+
 def parser_for(data: bytes) -> Union[PolicyParser, SocketmapParser]:
     """Return the parser for a connection that begins with *data*.
 
@@ -135,3 +163,11 @@ def netstring(text: bytes) -> bytes:
 def policy_reply(action: bytes) -> bytes:
     """Return the answer to a policy request."""
     return b"action=%b\n\n" % action
+
+
+def tcp_table_reply(code: int, text: bytes) -> bytes:
+    """Return the answer to a tcp_table request: 200 with the value, 500 for none, 400 for a temporary failure."""
+    return b"%d %b\n" % (code, _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], text))
+
+
+_UNSAFE = re.compile(rb"[^!-$&-~]")

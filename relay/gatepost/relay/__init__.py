@@ -8,6 +8,7 @@ once, `attribute` decides on each recipient, `explain` puts a verdict in words.
 from gatepost.relay.attribution import attribute
 from gatepost.relay.names import domain_of, normalize_domain
 from gatepost.relay.organization import AcceptedDomain, Connector, DomainType, Network, Organization
+from gatepost.relay.patterns import Patterns
 from gatepost.relay.rules import Accepted, Client, Rules
 from gatepost.relay.verdict import Condition, Mail, Reason, Result, RuleSet, Step, Verdict
 from gatepost.relay.words import Explanation, explain
@@ -23,6 +24,7 @@ __all__ = [
     "Mail",
     "Network",
     "Organization",
+    "Patterns",
     "Reason",
     "Result",
     "RuleSet",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,10 @@ from gatepost.relay import (
     RuleSet,
     normalize_domain,
 )
+from gatepost.service import fields, srs_config
+from gatepost.service.fields import Listen
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
+from gatepost.service.srs_config import SrsConfig
 from gatepost.service.tables import ConfigError, Notes, Table
 
 if sys.version_info >= (3, 11):
@@ -29,6 +32,7 @@ else:
     import tomli as tomllib
 
 _SOCKETS = "/var/spool/postfix/gatepost"
+_MILTER_SOCKET = Listen(path=f"{_SOCKETS}/milter.sock")
 Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
 
 
@@ -37,27 +41,6 @@ class Mode(Enum):
 
     MONITOR = "monitor"
     ENFORCE = "enforce"
-
-
-@dataclass(frozen=True)
-class Listen:
-    """An address to listen on: *path* for a Unix socket, else *host* and *port*."""
-
-    path: str = ""
-    host: str = ""
-    port: int = 0
-
-    def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"inet:[{self.host}]:{self.port}" if ":" in self.host else f"inet:{self.host}:{self.port}"
-
-    @property
-    def libmilter(self) -> str:
-        """The same in libmilter's spelling (smfi_setconn)."""
-        if self.path:
-            return f"unix:{self.path}"
-        return f"{'inet6' if ':' in self.host else 'inet'}:{self.port}@{self.host}"
 
 
 @dataclass(frozen=True)
@@ -73,25 +56,19 @@ class RelayConfig:
 
 
 @dataclass(frozen=True)
-class SrsConfig:
-    """[srs]: *hash_length* in base32 characters, *validity_days* in days."""
-
-    secret_file: Path = Path(DEFAULT_STATE_DIRECTORY) / "srs.secret"
-    hash_length: int = 8
-    validity_days: int = 21
-
-
-@dataclass(frozen=True)
 class MilterConfig:
-    listen: Listen = Listen(path=f"{_SOCKETS}/milter.sock")
+    listen: Listen = _MILTER_SOCKET
     workers: int = 2
 
 
 @dataclass(frozen=True)
 class PolicydConfig:
+    """[policyd]: policy service and socketmaps at each of *listen*, tcp_table(5) at the others."""
+
     listen: tuple[Listen, ...] = (Listen(path=f"{_SOCKETS}/policyd.sock"),)
     workers: int = 2
-    reverse: str = "map"
+    tcp_table_forward: tuple[Listen, ...] = ()
+    tcp_table_reverse: tuple[Listen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,10 +81,14 @@ class EgressConfig:
 
 @dataclass(frozen=True)
 class OrganizationConfig:
-    """What gatepost adds to an organisation: its own *mode* and the *srs_domain* that it mints addresses in."""
+    """What gatepost adds to an organisation: its own *mode*, and the domains that it mints SRS addresses in.
+
+    srs_domain: for all of it. srs_domains: for the mail of single accepted domains.
+    """
 
     mode: Mode
     srs_domain: Optional[str] = None
+    srs_domains: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +105,8 @@ class Config:
     policyd: PolicydConfig
     egress: Optional[EgressConfig]
     metrics: Optional[Listen]
+    store_url: str = ""
+    nameservers: tuple[Listen, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -147,7 +130,7 @@ def read(path: Path) -> dict[str, object]:
 
 
 def parse(raw: Mapping[str, object], path: Path) -> Config:
-    """Return the configuration for a parsed document; *path* stands in messages and anchors nothing else."""
+    """Return the configuration for a parsed document; *path* stands in messages, and relative files are beside it."""
     notes = Notes(path.name)
     top = Table(raw, "", notes)
     state = Path(top.string("state_directory", os.environ.get("STATE_DIRECTORY", DEFAULT_STATE_DIRECTORY)))
@@ -161,11 +144,13 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
         organizations=organizations,
         settings=settings,
         relay=relay,
-        srs=_srs(top.table("srs"), state),
+        srs=srs_config.srs(top.table("srs"), state, path.parent),
         milter=_milter(top.table("milter")),
         policyd=_policyd(top.table("policyd")),
         egress=_egress(top.optional_table("egress")),
         metrics=_metrics(top.table("metrics")),
+        store_url=srs_config.store_url(top.table("store"), state),
+        nameservers=srs_config.nameservers(top.table("dns")),
     )
     top.close()
     _check_together(config, notes)
@@ -182,7 +167,7 @@ def _relay(table: Table) -> RelayConfig:
         ),
         mode=_mode(table, default.mode),
         enforced_by=table.string("enforced_by", default.enforced_by, allowed=["milter", "policyd"]),
-        local_domains=tuple(_domains(table, "local_domains")),
+        local_domains=fields.domains(table, "local_domains"),
         subdomains_relay=table.boolean("subdomains_relay", default=default.subdomains_relay),
         exempt=table.strings("exempt", default.exempt, allowed=["authenticated", "local"]),
     )
@@ -194,18 +179,6 @@ def _mode(table: Table, default: Mode) -> Mode:
     return Mode(table.string("mode", default.value, allowed=[mode.value for mode in Mode]))
 
 
-def _domains(table: Table, name: str) -> list[str]:
-    found = [_domain(table, f"{name}[{index}]", text) for index, text in enumerate(table.strings(name))]
-    return [domain for domain in found if domain]
-
-
-def _domain(table: Table, name: str, text: str) -> str:
-    domain = normalize_domain(text)
-    if domain is None:
-        table.problem(name, f'"{text}" is not a domain name (e.g. "contoso.com")')
-    return domain or ""
-
-
 def _organizations(top: Table, mode: Mode) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
     organizations: dict[str, Organization] = {}
     settings: dict[str, OrganizationConfig] = {}
@@ -214,24 +187,28 @@ def _organizations(top: Table, mode: Mode) -> tuple[dict[str, Organization], dic
         name = table.string("name")
         if name in organizations:
             table.problem("name", f'"{name}" is used by another organization')
-        domains = _accepted_domains(table, name, owner)
+        srs_domains: dict[str, str] = {}
+        domains = _accepted_domains(table, name, owner, srs_domains)
         organization = Organization(name=name, accepted_domains=domains, connectors=_connectors(table, domains))
         srs_domain = table.optional_string("srs_domain")
         settings[name] = OrganizationConfig(
             mode=_mode(table, mode),
-            srs_domain=_domain(table, "srs_domain", srs_domain) if srs_domain else None,
+            srs_domain=fields.domain(table, "srs_domain", srs_domain) if srs_domain else None,
+            srs_domains=srs_domains,
         )
         organizations[name] = organization
         table.close()
     return organizations, settings
 
 
-def _accepted_domains(table: Table, name: str, owner: dict[str, str]) -> tuple[AcceptedDomain, ...]:
+def _accepted_domains(
+    table: Table, name: str, owner: dict[str, str], srs_domains: dict[str, str]
+) -> tuple[AcceptedDomain, ...]:
     entries = table.tables("accepted_domain")
     domains = []
     for entry in entries:
         text = entry.string("domain")
-        domain = _domain(entry, "domain", text) if text else ""
+        domain = fields.domain(entry, "domain", text) if text else ""
         if domain and owner.setdefault(domain, entry.path) != entry.path:
             entry.problem("domain", f'"{text}" is an accepted domain at {owner[domain]} already')
         kind = DomainType(entry.string("type", "Authoritative", allowed=[kind.value for kind in DomainType]))
@@ -239,6 +216,9 @@ def _accepted_domains(table: Table, name: str, owner: dict[str, str]) -> tuple[A
         if subdomains and kind is not DomainType.INTERNAL_RELAY:
             entry.notes.warn(entry.key("match_subdomains"), 'Exchange Online takes it with type = "InternalRelay" only')
         domains.append(AcceptedDomain(domain, kind, entry.boolean("default", default=False), subdomains))
+        srs_domain = entry.optional_string("srs_domain")
+        if srs_domain:
+            srs_domains[domain] = fields.domain(entry, "srs_domain", srs_domain)
         entry.close()
     defaults = sum(domain.default for domain in domains)
     if table.is_empty("accepted_domain"):
@@ -257,7 +237,7 @@ def _connectors(table: Table, domains: Sequence[AcceptedDomain]) -> tuple[Connec
         if name in names:
             entry.problem("name", f'"{name}" is used by another connector of this organization')
         names.add(name)
-        associated = _domains(entry, "associated_accepted_domains")
+        associated = fields.domains(entry, "associated_accepted_domains")
         for domain in associated:
             if domain not in accepted:
                 entry.problem("associated_accepted_domains", f'"{domain}" is no accepted domain of this organization')
@@ -267,7 +247,7 @@ def _connectors(table: Table, domains: Sequence[AcceptedDomain]) -> tuple[Connec
             sender_ip_addresses=tuple(_networks(entry)),
             tls_sender_certificate_name=_certificate_name(entry, certificate) if certificate else None,
             enabled=entry.boolean("enabled", default=True),
-            associated_accepted_domains=tuple(associated),
+            associated_accepted_domains=associated,
         )
         entry.close()
         if not connector.sender_ip_addresses and certificate is None:
@@ -305,21 +285,10 @@ def _certificate_name(entry: Table, text: str) -> str:
     return wildcard + domain
 
 
-def _srs(table: Table, state: Path) -> SrsConfig:
-    default = SrsConfig()
-    config = SrsConfig(
-        secret_file=state / table.string("secret_file", "srs.secret"),
-        hash_length=table.integer("hash_length", default.hash_length, lowest=5, highest=52),
-        validity_days=table.integer("validity_days", default.validity_days, lowest=1, highest=1000),
-    )
-    table.close()
-    return config
-
-
 def _milter(table: Table) -> MilterConfig:
     default = MilterConfig()
     config = MilterConfig(
-        listen=_listen(table, "listen", table.string("listen", str(default.listen))),
+        listen=fields.listen(table, "listen", table.string("listen", str(default.listen))),
         workers=table.integer("workers", default.workers, lowest=1, highest=64),
     )
     table.close()
@@ -328,11 +297,11 @@ def _milter(table: Table) -> MilterConfig:
 
 def _policyd(table: Table) -> PolicydConfig:
     default = PolicydConfig()
-    addresses = table.strings("listen", [str(listen) for listen in default.listen])
     config = PolicydConfig(
-        listen=tuple(_listen(table, f"listen[{index}]", text) for index, text in enumerate(addresses)),
+        listen=fields.listens(table, "listen", default.listen),
         workers=table.integer("workers", default.workers, lowest=1, highest=64),
-        reverse=table.string("reverse", default.reverse, allowed=["map", "redirect"]),
+        tcp_table_forward=fields.listens(table, "tcp_table_forward"),
+        tcp_table_reverse=fields.listens(table, "tcp_table_reverse"),
     )
     if not config.listen:
         table.problem("listen", "[] names no address to listen on")
@@ -358,30 +327,10 @@ def _metrics(table: Table) -> Optional[Listen]:
     table.close()
     if not text:
         return None
-    listen = _host_and_port(text)
+    listen = fields.host_and_port(text)
     if listen is None:
         table.problem("listen", f'"{text}" is no address and port (e.g. "127.0.0.1:9797", "[::1]:9797", "" for none)')
     return listen
-
-
-def _listen(table: Table, name: str, text: str) -> Listen:
-    kind, _, rest = text.partition(":")
-    if kind == "unix" and rest.startswith("/"):
-        if len(os.fsencode(rest)) <= 107:  # sun_path of Linux, less the closing NUL
-            return Listen(path=rest)
-        table.problem(name, f'"{rest}" is longer than the 107 octets that a Unix socket may have')
-        return Listen()
-    listen = _host_and_port(rest) if kind == "inet" else None
-    if listen is None:
-        table.problem(name, f'"{text}" is no address (e.g. "unix:/run/x.sock", "inet:127.0.0.1:10041")')
-    return listen or Listen()
-
-
-def _host_and_port(text: str) -> Optional[Listen]:
-    host, _, port = text.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit()) or not (len(port) < 6 and 0 < int(port) < 65536):
-        return None
-    return Listen(host=host.strip("[]"), port=int(port))
 
 
 def _check_together(config: Config, notes: Notes) -> None:
@@ -400,6 +349,15 @@ def _check_together(config: Config, notes: Notes) -> None:
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
     taken: dict[str, str] = {}
     for index, (name, settings) in enumerate(config.settings.items()):
-        domain = settings.srs_domain
-        if domain and taken.setdefault(domain, accepted.get(domain, name)) != name:
-            notes.problem(f"organization[{index}].srs_domain", f'"{domain}" belongs to organization "{taken[domain]}"')
+        for path, domain in _srs_domains(settings, config.organizations[name]):
+            if taken.setdefault(domain, accepted.get(domain, name)) != name:
+                notes.problem(f"organization[{index}].{path}", f'"{domain}" belongs to organization "{taken[domain]}"')
+
+
+def _srs_domains(settings: OrganizationConfig, organization: Organization) -> Iterator[tuple[str, str]]:
+    """Yield each srs_domain of an organisation with its key path."""
+    if settings.srs_domain:
+        yield "srs_domain", settings.srs_domain
+    for index, accepted in enumerate(organization.accepted_domains):
+        if accepted.domain in settings.srs_domains:
+            yield f"accepted_domain[{index}].srs_domain", settings.srs_domains[accepted.domain]

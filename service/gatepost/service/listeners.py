@@ -10,7 +10,7 @@ import socket
 import stat
 from collections.abc import Iterator
 
-from gatepost.service.config import Listen
+from gatepost.service.fields import Listen
 
 UMASK = 0o117
 """Sockets are 0660: their folder's group, Postfix's, may connect and nobody else."""

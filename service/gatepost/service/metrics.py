@@ -61,7 +61,8 @@ DECISIONS = Counter(
 )
 SRS_REWRITES = Counter(
     "gatepost_srs_rewrites_total",
-    "Envelope senders rewritten to an SRS address. form: forward (<mailbox>+SRS=), bounces.",
+    "Envelope senders rewritten to an SRS address. form: forward (<mailbox>+SRS=), bounces, compact; long (the store "
+    "could not be written).",
     ("form",),
 )
 SRS_REVERSALS = Counter(
@@ -69,6 +70,17 @@ SRS_REVERSALS = Counter(
     "SRS recipients judged. result: original (brought back), forged, expired, foreign.",
     ("result",),
 )
+SPF_DECISIONS = Counter(
+    "gatepost_spf_decisions_total",
+    "Senders' domains asked about (only_spf). result: hit (was known), decided, failed (DNS; mail is rewritten).",
+    ("result",),
+)
+SRS_KEY_SINCE = Gauge(
+    "gatepost_srs_signing_key_timestamp_seconds",
+    "Unix time from which the key that signs SRS addresses has done so, or was put into its file.",
+    ("daemon",),
+)
+SRS_KEYS = Gauge("gatepost_srs_keys", "SRS keys that are known, the signing one included.", ("daemon",))
 MESSAGES = Counter(
     "gatepost_messages_total", "Messages that reached their end, by what was done.", ("daemon", "action")
 )
@@ -84,7 +96,7 @@ POLICY_REQUESTS = Counter(
     ("state", "action"),
 )
 MAP_LOOKUPS = Counter(
-    "gatepost_map_lookups_total", "Map look-ups answered (reverse, egress), by result.", ("map", "result")
+    "gatepost_map_lookups_total", "Map look-ups answered (reverse, forward, egress), by result.", ("map", "result")
 )
 ERRORS = Counter(
     "gatepost_errors_total", "Faults inside gatepost or in its surroundings, by kind.", ("daemon", "kind")
@@ -113,6 +125,9 @@ CATALOGUE: tuple[Metric, ...] = (
     DECISIONS,
     SRS_REWRITES,
     SRS_REVERSALS,
+    SPF_DECISIONS,
+    SRS_KEY_SINCE,
+    SRS_KEYS,
     MESSAGES,
     STAGE_DURATION,
     POLICY_REQUESTS,

@@ -3,25 +3,24 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import secrets
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from gatepost.relay import Organization, Rules
+from gatepost.relay import Accepted, Organization, Patterns, Rules
 from gatepost.service.config import Config, Mode, load
 from gatepost.service.hops import organization_digest
-from gatepost.service.tables import ConfigError
-from gatepost.srs import Exchange, Keys
+from gatepost.service.secret import read_keys
+from gatepost.service.srs_config import COMPACT, Format
+from gatepost.srs import Classic, Compact, Exchange, Keys
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A configuration with its look-up tables and keys.
 
+    reversed_forms: those that `SrsConfig.reverses`.
     srs_domains: each declared srs_domain with its organisation's name. enforcing: at least one organisation enforces.
     longest_mint_domain: the longest domain that relayed mail may be rewritten to, "" without an organisation.
     organization_by_digest: what `hops.organization_digest` stands for.
@@ -29,7 +28,13 @@ class Snapshot:
 
     config: Config
     rules: Rules
+    keys: Keys
     exchange: Exchange
+    classic: Classic
+    compact: Compact
+    exclude: Patterns
+    include: Patterns
+    reversed_forms: frozenset[str]
     srs_domains: dict[str, str]
     enforcing: bool
     longest_mint_domain: str
@@ -60,7 +65,13 @@ def bypass_file(config: Config) -> Path:
 def build(config: Config, keys: Keys) -> Snapshot:
     """Return the snapshot of *config* with *keys*."""
     settings = config.settings
-    srs_domains = {item.srs_domain: name for name, item in settings.items() if item.srs_domain}
+    srs = config.srs
+    srs_domains = {
+        domain: name
+        for name, item in settings.items()
+        for domain in (item.srs_domain, *item.srs_domains.values())
+        if domain
+    }
     return Snapshot(
         config=config,
         rules=Rules(
@@ -68,7 +79,15 @@ def build(config: Config, keys: Keys) -> Snapshot:
             local_domains=(*config.relay.local_domains, *srs_domains),  # bounces come back there
             subdomains_relay=config.relay.subdomains_relay,
         ),
-        exchange=Exchange(keys, config.srs.hash_length, config.srs.validity_days),
+        keys=keys,
+        exchange=Exchange(keys, srs.hash_length, srs.validity_days),
+        classic=Classic(
+            keys, srs.srs0.separator, srs.srs0.hash_length, srs.srs0.hash_minimum, srs.validity_days, srs.srs0.base64url
+        ),
+        compact=Compact(keys, srs.validity_days),
+        exclude=Patterns(srs.exclude),
+        include=Patterns(srs.include),
+        reversed_forms=frozenset(filter(srs.reverses, (*(item.value for item in Format), COMPACT))),
         srs_domains=srs_domains,
         enforcing=any(item.mode is Mode.ENFORCE for item in settings.values()),
         longest_mint_domain=max(
@@ -81,49 +100,21 @@ def build(config: Config, keys: Keys) -> Snapshot:
 
 def mint_domain(config: Config, organization: Organization) -> str:
     """Return the domain that relayed mail of *organization* is rewritten to (S4)."""
-    return config.settings[organization.name].srs_domain or organization.default_domain
+    return srs_domain_of(config, organization, organization.default_domain) or organization.default_domain
+
+
+def srs_domain_of(config: Config, organization: Organization, accepted_domain: str) -> Optional[str]:
+    """Return the srs_domain declared for the mail of one of an organisation's accepted domains."""
+    settings = config.settings[organization.name]
+    return settings.srs_domains.get(accepted_domain) or settings.srs_domain
+
+
+def mailbox_domain(config: Config, accepted: Accepted, domain: str) -> str:
+    """Return the domain that mail is rewritten to which a mailbox in *domain*, see *accepted*, sends on (S3)."""
+    return srs_domain_of(config, accepted.organization, accepted.accepted_domain.domain) or domain
 
 
 def load_snapshot(path: Path) -> Snapshot:
     """Return the snapshot of the configuration in *path*. Raises ConfigError, also for a missing secret."""
     config = load(path)
     return build(config, read_keys(config.srs.secret_file))
-
-
-def read_keys(path: Path) -> Keys:
-    """Return the keys in *path*: one a line, the first one signs. Raises ConfigError."""
-    try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            lines = [line.strip() for line in file.read().splitlines()]
-    except OSError as error:
-        raise ConfigError([f"{path}: the SRS secret cannot be read: {error.strerror}"]) from error
-    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
-        raise ConfigError([f"{path}: the SRS secret is open to others (mode {mode & 0o777:04o}); chmod 0600 {path}"])
-    found = [line for line in lines if line and not line.startswith(b"#")]
-    if not found:
-        raise ConfigError([f"{path}: holds no SRS secret; one line a key, the first one signs"])
-    return Keys(found)
-
-
-def ensure_secret(path: Path) -> bool:
-    """Make an SRS secret in *path* (0600) unless there is one; return whether it was made. Raises ConfigError."""
-    line = base64.b64encode(secrets.token_bytes(32)) + b"\n"
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        if path.exists():
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            os.write(descriptor, line)
-            os.fsync(descriptor)
-            os.link(draft, path)  # unlike rename(2), fails where another daemon was first
-        finally:
-            os.close(descriptor)
-            os.unlink(draft)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise ConfigError([f"{path}: the SRS secret cannot be made: {error.strerror}"]) from error
-    return True

@@ -22,8 +22,10 @@ from typing import NoReturn, Optional, Protocol
 
 from gatepost.service import log, metrics
 from gatepost.service.config import Config, load
+from gatepost.service.reversal import DAY_S
+from gatepost.service.secret import ensure_secret, read_keys
 from gatepost.service.series import Series, clear, fold
-from gatepost.service.snapshot import Snapshot, build, ensure_secret, load_snapshot, read_keys
+from gatepost.service.snapshot import Snapshot, build, load_snapshot
 from gatepost.service.tables import ConfigError
 
 START_S = 10.0
@@ -33,6 +35,8 @@ RELOAD_S = 8.0
 DESCRIPTORS = 5200
 """How many open files a worker may need: libmilter and policyd hold one for each connection."""
 DRAIN_S = 30.0
+LOOK_S = 1.0
+"""How often to look whether a file that the configuration names has changed."""
 RESPAWN_S = 1.0
 """A worker that lived for less than this is replaced no sooner than this after its start."""
 _TICK_S = 0.1
@@ -102,6 +106,8 @@ class Supervisor:
         self._before: Optional[Snapshot] = None  # while a reload is under way: what was in force
         self._reload_by = 0.0
         self._again = False
+        self._stamps = _stamps(snapshot.config)
+        self._look_at = 0.0
         self._folder = series_folder(snapshot.config)
 
     def run(self, ready: Callable[[str], None]) -> None:
@@ -178,6 +184,7 @@ class Supervisor:
             if self._before and not self._stopping:
                 self._settle(self._before, ready)
             self._watch()
+            self._look(ready)
             self._show()
             if self._changing and not self._stopping and self._all_ready():
                 log.info(self._changing)
@@ -212,8 +219,10 @@ class Supervisor:
         if self._before:
             self._again = True
             return
+        stamps = _stamps(self._snapshot.config)
         try:
             snapshot = load_snapshot(self._path)
+            self._stamps = {**_stamps(snapshot.config), **stamps}  # what changes meanwhile is seen at the next look
             refuse_fixed_changes(self._snapshot.config, snapshot.config)
         except ConfigError as error:
             for problem in error.problems:
@@ -232,6 +241,20 @@ class Supervisor:
             worker.replaced = True
         for daemon in self._daemons:
             self._start(daemon)
+
+    def _look(self, ready: Callable[[str], None]) -> None:
+        """Load the configuration anew where a file that it names has changed, once for each change."""
+        now = time.monotonic()
+        if now < self._look_at or self._before or self._stopping:
+            return
+        self._look_at = now + LOOK_S
+        stamps = _stamps(self._snapshot.config)
+        changed = [str(path) for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
+        if changed:
+            self._stamps = stamps
+            log.info(f"changed: {', '.join(changed)}; loading the configuration anew")
+            ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload(ready)
 
     def _settle(self, before: Snapshot, ready: Callable[[str], None]) -> None:
         """End a reload once its workers are all ready, or take it back where they are not in time.
@@ -327,6 +350,15 @@ class Supervisor:
             wanted = 0 if self._stopping else daemon.workers(self._snapshot.config)
             self._series.set(metrics.WORKERS, (daemon.name,), alive)
             self._series.set(metrics.WORKERS_WANTED, (daemon.name,), wanted)
+        keys = self._snapshot.keys
+        since = keys.signing_since(int(time.time()) // DAY_S) * DAY_S
+        self._series.set(metrics.SRS_KEYS, (self._name,), len(keys))
+        self._series.set(metrics.SRS_KEY_SINCE, (self._name,), since or self._secret_since())
+
+    def _secret_since(self) -> float:
+        """Return when a key without a date was put into its file, as far as that can be known."""
+        stamp = self._stamps.get(self._snapshot.config.srs.secret_file)
+        return stamp[0] / 1e9 if stamp else 0.0
 
 
 def series_folder(config: Config) -> Path:
@@ -344,6 +376,18 @@ def first_snapshot(path: Path) -> Snapshot:
     return build(config, read_keys(config.srs.secret_file))
 
 
+def _stamps(config: Config) -> dict[Path, tuple[int, int, int]]:
+    """Return what tells a change of the files that *config* names: time in nanoseconds, inode, size."""
+    found = {}
+    for path in (config.srs.secret_file, *config.srs.watched):
+        try:
+            status = path.stat()
+            found[path] = (status.st_mtime_ns, status.st_ino, status.st_size)
+        except OSError:  # seen again once it is there
+            found[path] = (0, 0, 0)
+    return found
+
+
 def refuse_fixed_changes(old: Config, new: Config) -> None:
     """Raise ConfigError where *new* changes what only a restart can change."""
     changed = [
@@ -352,6 +396,8 @@ def refuse_fixed_changes(old: Config, new: Config) -> None:
             ("state_directory", old.state_directory, new.state_directory),
             ("milter.listen", old.milter.listen, new.milter.listen),
             ("policyd.listen", old.policyd.listen, new.policyd.listen),
+            ("policyd.tcp_table_forward", old.policyd.tcp_table_forward, new.policyd.tcp_table_forward),
+            ("policyd.tcp_table_reverse", old.policyd.tcp_table_reverse, new.policyd.tcp_table_reverse),
             ("metrics.listen", old.metrics, new.metrics),
             ("egress", old.egress, new.egress),  # it names a smtpd of Postfix, which does not change with it
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gatepost.service.flow import day
+from gatepost.service.reversal import day
 from gatepost.service.snapshot import load_snapshot
 from gatepost.srs import Address
 
@@ -95,6 +95,23 @@ def test_ndr_beside_another_recipient_reaches_both(forwarder: Forwarder) -> None
     forwarder.bob_writes(p1, "list@contoso.com", sender="", message=NDR, client="203.0.113.9")
     assert forwarder.left() == [TO_BOB]
     assert forwarder.inside("list") == [""]
+
+
+def test_ndr_for_several_senders_reaches_each_of_them_once(forwarder: Forwarder) -> None:
+    to_bob = rewritten_p1(forwarder)
+    forwarder.bob_writes("carla@contoso.com", sender="ann@tailspin.example")
+    to_ann = forwarder.only_mail().mail_from
+    forwarder.stage.internet.messages.clear()
+    forwarder.bob_writes(to_bob, to_ann, to_bob, "list@contoso.com", sender="", message=NDR, client="203.0.113.9")
+    assert forwarder.left() == [("", "ann@tailspin.example"), TO_BOB]
+    assert forwarder.inside("list") == [""]
+
+
+@pytest.mark.parametrize("plus", ["+", "%2B"])
+def test_ndr_to_an_address_that_the_mta_has_percent_encoded_is_returned(forwarder: Forwarder, plus: str) -> None:
+    encoded = rewritten_p1(forwarder).replace("+", plus).replace("=", "%3D")
+    forwarder.bob_writes(encoded, sender="", message=NDR, client="203.0.113.9", rcpt_options="NOTIFY=NEVER")
+    assert forwarder.left() == [TO_BOB]
 
 
 def test_bounce_of_one_of_two_forwarded_copies_leaves_the_other_alone(forwarder: Forwarder) -> None:
@@ -199,3 +216,25 @@ def test_srs_address_of_somebody_else_in_the_accepted_domain_is_left_alone(with_
     assert forwarder.stage.postfix.postmap_query(exchange_online, reverse) is None
     transcript = forwarder.attempt(exchange_online, sender="", message=NDR)
     assert "User unknown" in str(transcript.rcpt[0])
+
+
+def test_vacation_reply_reaches_the_original_sender_where_everyone_may_write(boot_forwarder: Boot) -> None:
+    with boot_forwarder(configuration=lambda text: text + '\n[srs]\naccept_from = "everyone"\n') as forwarder:
+        p1 = rewritten_p1(forwarder)
+        forwarder.bob_writes(p1, "list@contoso.com", sender="john.home@example.com", client="203.0.113.9")
+        own = "john.work+SRS=HASH=TT=example.com=john.home@contoso.com"
+        assert forwarder.left() == [(own, "bob@fabrikam.com")]
+        assert forwarder.inside("list") == ["john.home@example.com"]
+
+
+def test_client_that_guesses_is_put_off_even_with_a_right_address_and_others_are_not(boot_forwarder: Boot) -> None:
+    with boot_forwarder(configuration=lambda text: text + "\n[srs]\nfailures_per_hour = 3\n") as forwarder:
+        p1 = rewritten_p1(forwarder)
+        for guess in "abc":
+            forged = forwarder.attempt(p1.replace("=bob@", f"={guess}@"), sender="", message=NDR, client="203.0.113.9")
+            assert forged.rcpt[0].code == 550
+        right = forwarder.attempt(p1, sender="", message=NDR, client="203.0.113.9")
+        assert (right.rcpt[0].code, right.rcpt[0].text[:5]) == (450, "4.7.1")
+        forwarder.bob_writes("list@contoso.com", client="203.0.113.9")
+        forwarder.bob_writes(p1, sender="", message=NDR, client="203.0.113.10")
+        assert forwarder.left() == [TO_BOB]

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the connections of one policyd process share: the snapshot, the store, SPF, and what must be waited for.
+
+Each wait is bounded in time and holds up its own connection only. The map `egress`, which Postfix asks in series for
+all its mail, never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, TypeVar, Union
+
+from gatepost.policyd import decisions
+from gatepost.policyd.decisions import Entry, Found, Transaction
+from gatepost.service import log, reversal, rewriting, shared
+from gatepost.service.addresses import domain_of
+from gatepost.service.metrics import ERRORS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES
+from gatepost.service.rewriting import Rewritten
+from gatepost.service.series import Series
+from gatepost.service.snapshot import Snapshot
+from gatepost.service.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from gatepost.service.spf import Spf
+
+T = TypeVar("T")
+HALF_SENT_S = 30.0
+"""How long a request may take from its first octet to its last."""
+STORE_S = 2.0
+"""How long the store may take."""
+SPF_S = 2.5
+"""How long SPF may take, its own limit of 2 s and the wait for a thread together."""
+_COMPLAIN_S = 1.0
+
+
+class Client(Protocol):
+    """A connection, as its worker sees it."""
+
+    def break_off(self, text: str) -> None: ...
+
+    def close_if_idle(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class PolicyRequest(NamedTuple):
+    """One request of policy delegation."""
+
+    attributes: dict[bytes, bytes]
+
+
+class LookUp(NamedTuple):
+    """One look-up of a socketmap, or of a tcp_table (*coded*: its answers are codes)."""
+
+    map_name: str
+    key: str
+    coded: bool = False
+
+
+Request = Union[PolicyRequest, LookUp]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was found out before a request is answered.
+
+    token, original: what the store was asked, and what it answered. rewritten: for the map `forward`, None: the sender
+    stays. error: the store's.
+    """
+
+    token: str = ""
+    original: Optional[str] = None
+    rewritten: Optional[Rewritten] = None
+    error: Optional[StoreError] = None
+
+    def stored(self, token: str) -> Optional[str]:
+        """Return the original of a token. Raises StoreError."""
+        if self.error is not None:
+            raise self.error
+        return self.original if token == self.token else None
+
+
+_NOTHING = Fetched()
+
+
+class Worker:
+    """What the connections of one process share. *half_sent*: since when which connection is owed or owes something."""
+
+    def __init__(self, snapshot: Snapshot, series: Series) -> None:
+        self.snapshot = snapshot
+        self.series = series
+        self.store = Store(snapshot.config.store_url)
+        self.guesses = shared.guesses(snapshot.config)
+        self.spf = shared.spf(snapshot.config, series)
+        self.connections: set[Client] = set()
+        self.half_sent: dict[Client, float] = {}
+        self.draining = False
+        self._complain_at = 0.0
+        self._not_logged = 0
+
+    def complain(self, kind: str, text: str, *, closed: bool = True) -> None:
+        """Count what went wrong with a connection or the store, and log it, at most one a second."""
+        self.series.add(ERRORS, ("policyd", kind))
+        now = time.monotonic()
+        if now < self._complain_at:
+            self._not_logged += 1
+            return
+        more = f" ({self._not_logged} more before)" if self._not_logged else ""
+        log.warning(f"{text}{', connection closed' if closed else ''}{more}")
+        self._complain_at = now + _COMPLAIN_S
+        self._not_logged = 0
+
+    def fault(self, kind: str, text: str, error: Optional[BaseException]) -> None:
+        """Count and log a fault of gatepost's own, or of its surroundings."""
+        self.series.add(ERRORS, ("policyd", kind))
+        if error is None:
+            log.error(text)
+        else:
+            log.fault(text, error)
+
+    def store_failed(self, error: StoreError) -> None:
+        """Count a failure of the store, and log it, at most one a second."""
+        self.complain("store", str(error), closed=False)
+
+    def fetch(self, request: Request, before: Transaction) -> Union[Fetched, Awaitable[Fetched]]:
+        """Return what is needed to answer *request*, or what to wait for to get it."""
+        if isinstance(request, PolicyRequest):
+            attributes = request.attributes
+            at_data = attributes.get(b"protocol_state") == b"DATA"
+            rcpt = decisions.rcpt_at_data(attributes, before) if at_data else text_of(attributes.get(b"recipient", b""))
+        elif request.map_name == "forward":
+            return self._fetch_sender(request.key)
+        else:
+            rcpt = request.key if request.map_name == "reverse" else ""
+        token = reversal.token(self.snapshot, rcpt)
+        return self._find(token) if token else _NOTHING
+
+    async def _find(self, token: str) -> Fetched:
+        try:
+            return Fetched(token, await _in_time(self.store.get(token)))
+        except StoreError as error:
+            return Fetched(error=error)
+
+    def _fetch_sender(self, key: str) -> Union[Fetched, Awaitable[Fetched]]:
+        rewritten = decisions.forward(self.snapshot, key, int(time.time()))
+        if rewritten is None:
+            return _NOTHING
+        if not (self.spf or rewritten.token):
+            return Fetched(rewritten=rewritten)
+        return self._settle(domain_of(key) or "", rewritten)
+
+    async def _settle(self, domain: str, rewritten: Rewritten) -> Fetched:
+        """Wait for SPF's decision on the sender's *domain*, and until the store knows a token."""
+        if self.spf and await _spared(self.spf, domain):
+            return _NOTHING
+        if rewritten.token:
+            try:
+                await _in_time(self.store.put(rewritten.token, rewritten.original, rewritten.expires_day))
+            except StoreError as error:
+                return Fetched(rewritten=rewriting.without_store(rewritten), error=error)
+        return Fetched(rewritten=rewritten)
+
+    def look_up(self, request: LookUp, fetched: Fetched) -> Entry:
+        """Answer a look-up and count it."""
+        try:
+            if request.map_name == "forward":
+                entry = self._forward(fetched)
+            else:
+                now = int(time.time())
+                entry = decisions.look_up(self.snapshot, request.map_name, request.key, now, fetched.stored)
+        except StoreError as error:
+            self.store_failed(error)
+            entry = Entry(Found.TEMP, "gatepost: its store cannot be asked now")
+        if self.spf and request.map_name == "egress" and entry.found is Found.OK:
+            entry = self._unless_spared(self.spf, request.key, entry)
+        known = entry.found is not Found.PERM
+        self.series.add(MAP_LOOKUPS, (request.map_name if known else "other", entry.found.value.lower()))
+        if entry.bounce is not None:
+            self.series.add(SRS_REVERSALS, (entry.bounce.value,))
+        return entry
+
+    def _forward(self, fetched: Fetched) -> Entry:
+        if fetched.error is not None:
+            if fetched.rewritten is None:
+                raise fetched.error
+            self.store_failed(fetched.error)
+        if fetched.rewritten is None:
+            return decisions.NOTFOUND
+        self.series.add(SRS_REWRITES, (fetched.rewritten.form,))
+        return Entry(Found.OK, fetched.rewritten.address)
+
+    def _unless_spared(self, spf: Spf, key: str, entry: Entry) -> Entry:
+        """Answer the map `egress` where SPF decides, from what is known so far."""
+        domain, now = domain_of(key) or "", int(time.time())
+        spared = spf.known(domain, now)
+        spf.refresh(domain, now)
+        return decisions.NOTFOUND if spared else entry
+
+    def tick(self, now: float) -> None:
+        """Show that this process is alive; cut off what has been half sent for too long."""
+        self.series.beat(now)
+        for connection in [item for item, since in self.half_sent.items() if now - since > HALF_SENT_S]:
+            connection.break_off(f"request unfinished after {HALF_SENT_S:.0f} s")
+
+    def drain(self) -> None:
+        """Close every connection that waits for nothing; the others close after their answer."""
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def cut_off(self) -> None:
+        """Close all that is left, complete or not."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+async def _spared(spf: Spf, domain: str) -> bool:
+    """Wait for SPF's decision. Where it, or a thread to wait for it, takes too long, the sender is not spared."""
+    asked = asyncio.get_running_loop().run_in_executor(None, spf.spares, domain, int(time.time()))
+    try:
+        return await asyncio.wait_for(asked, SPF_S)
+    except asyncio.TimeoutError:
+        return False
+
+
+async def _in_time(future: Future[T]) -> T:
+    """Wait for the store. Raises StoreError, also where it takes too long."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(future), STORE_S)
+    except asyncio.TimeoutError:
+        raise StoreError(f"no answer within {STORE_S:.0f} s") from None
+
+
+def text_of(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def octets_of(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a recipient is as an SRS address, and whose bounce comes with it (S9). Pure but for the store's answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from functools import partial
+from typing import NamedTuple, Optional
+from urllib.parse import unquote
+
+from gatepost.relay import normalize_domain
+from gatepost.service.addresses import parse_address
+from gatepost.service.snapshot import Snapshot, srs_domain_of
+from gatepost.service.srs_config import COMPACT, Format
+from gatepost.srs import Address, AddressError, Expired, HashMismatch, NotSrs, SrsError
+
+DAY_S = 86400
+Stored = Callable[[str], Optional[str]]
+"""The original address that the store has for a token, None where it has none."""
+
+
+class Bounce(Enum):
+    """What a recipient is as an SRS address."""
+
+    NOT_SRS = "not-srs"
+    FOREIGN = "foreign"
+    """SRS-shaped, in a domain in which this host makes none (yet), or not one of ours: perhaps somebody else's."""
+    ORIGINAL = "original"
+    FORGED = "forged"
+    EXPIRED = "expired"
+
+
+class Reversal(NamedTuple):
+    """*original*: the original sender in its written form, "" unless *bounce* is ORIGINAL."""
+
+    bounce: Bounce
+    original: str = ""
+
+
+_NOT_SRS = Reversal(Bounce.NOT_SRS)
+_SRS0, _EXCHANGE = Format.SRS0.value, Format.EXCHANGE.value
+_SHAPE = re.compile(r'(?:\+|%2[Bb])[Ss][Rr][Ss](?:=|%3[Dd])|^"?[Ss][Rr][Ss][01](?:[=+-]|%3[Dd]|%2[BbDd])')
+_COMPACT_SHAPE = re.compile(r'"?bounces(?:\+|%2B)SRS(?:=|%3D)[A-Z2-7]{16}(?:=|%3D)\w\w"?@', re.IGNORECASE)
+
+
+def day(now: int) -> int:
+    """Return the days since 1970-01-01 (UTC)."""
+    return now // DAY_S
+
+
+def reverse(snapshot: Snapshot, rcpt: str, now: int, stored: Stored) -> Reversal:
+    """Tell what *rcpt* is, and whose bounce comes with it; *now* in Unix seconds.
+
+    Some MTAs lower-case it, put it into quotes, or write %2B and %3D for + and =. *stored* is asked about a token of
+    the compact form only; what it raises passes through.
+    """
+    if "srs" not in rcpt.lower() or _SHAPE.search(rcpt) is None:  # the first is fast, and says it of nearly all
+        return _NOT_SRS
+    try:
+        address = parse_address(rcpt)
+    except AddressError:
+        return _NOT_SRS
+    domain = normalize_domain(address.domain)
+    if domain is None or not ours(snapshot, domain):
+        return Reversal(Bounce.FOREIGN)
+    if address.domain != domain:
+        address = Address(address.local, domain)
+    found = _NOT_SRS
+    for spelling in _spellings(address):
+        try:
+            return Reversal(Bounce.ORIGINAL, str(_original(snapshot, spelling, day(now), stored)))
+        except HashMismatch:
+            found = Reversal(Bounce.FORGED if _mints(snapshot, domain) else Bounce.FOREIGN)
+        except Expired:
+            return Reversal(Bounce.EXPIRED)
+        except (NotSrs, AddressError):
+            continue
+    return found
+
+
+def _spellings(address: Address) -> Sequence[Address]:
+    if "%" not in address.local:
+        return (address,)
+    try:
+        return (address, Address(unquote(address.local), address.domain))
+    except AddressError:
+        return (address,)
+
+
+def _original(snapshot: Snapshot, address: Address, day: int, stored: Stored) -> Address:
+    """Return the original by the first format that verifies *address*. Raises SrsError.
+
+    `SRS0=…=a+SRS=…` has the form of both formats, so that a wrong hash for one does not end the search.
+    """
+    failure: SrsError = NotSrs("no format that is reversed here")
+    for read in _readers(snapshot, stored):
+        try:
+            return read(address, day)
+        except NotSrs:
+            continue
+        except HashMismatch as error:
+            failure = error
+    raise failure
+
+
+def _readers(snapshot: Snapshot, stored: Stored) -> Iterator[Callable[[Address, int], Address]]:
+    forms = snapshot.reversed_forms
+    if _SRS0 in forms:
+        yield snapshot.classic.reverse
+    if _EXCHANGE in forms:
+        yield snapshot.exchange.reverse
+    if COMPACT in forms:
+        yield partial(_read_compact, snapshot, stored)
+
+
+def _read_compact(snapshot: Snapshot, stored: Stored, address: Address, day: int) -> Address:
+    text = stored(snapshot.compact.token(address))
+    if text is None:
+        raise HashMismatch("the store does not know the token")
+    original = Address.parse(text)
+    snapshot.compact.verify(address, original, day)
+    return original
+
+
+def token(snapshot: Snapshot, rcpt: str) -> Optional[str]:
+    """Return the token that *rcpt* can only be reversed with, for who can't wait for the store in `reverse`."""
+    if _COMPACT_SHAPE.match(rcpt) is None:
+        return None
+    asked: list[str] = []
+
+    def ask(token: str) -> None:
+        asked.append(token)
+
+    reverse(snapshot, rcpt, 0, ask)
+    return asked[0] if asked else None
+
+
+def ours(snapshot: Snapshot, domain: Optional[str]) -> bool:
+    """Tell whether *domain*, in normal form, is an accepted domain or an srs_domain."""
+    return domain is not None and (domain in snapshot.srs_domains or snapshot.rules.accepted(domain) is not None)
+
+
+def _mints(snapshot: Snapshot, domain: str) -> bool:
+    """Tell whether this host makes SRS addresses in *domain*, one of ours.
+
+    An srs_domain takes the place of what it is declared for, and in monitor mode nothing is rewritten.
+    """
+    name = snapshot.srs_domains.get(domain)
+    accepted = snapshot.rules.accepted(domain)
+    if name is None and accepted:
+        name = accepted.organization.name
+        if srs_domain_of(snapshot.config, accepted.organization, accepted.accepted_domain.domain) is not None:
+            return False
+    return name is not None and snapshot.enforces(snapshot.rules.organizations[name])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The file of SRS secrets: read, made on the first start, rotated.
+
+One secret a line. A comment line `# signs from 2026-11-23` says of the next one on which day (UTC) it begins to sign;
+the first one in the file that has begun signs, all of them verify.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import secrets
+import stat
+from collections.abc import Sequence
+from datetime import date, timedelta
+from pathlib import Path
+
+from gatepost.service.tables import ConfigError
+from gatepost.srs import Key, Keys
+
+_EPOCH = date(1970, 1, 1)
+_SIGNS_FROM = re.compile(rb"#\s*signs from\b\s*(.*)")
+
+
+def read_keys(path: Path) -> Keys:
+    """Return the keys in *path*. Raises ConfigError."""
+    return Keys(read_secret(path))
+
+
+def read_secret(path: Path) -> list[Key]:
+    """Return the keys in *path*, in its order. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            octets = file.read()
+    except OSError as error:
+        raise ConfigError([f"{path}: the SRS secret cannot be read: {error.strerror}"]) from error
+    if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
+        raise ConfigError([f"{path}: the SRS secret is open to others (mode {mode & 0o777:04o}); chmod 0600 {path}"])
+    found = _keys(octets, path)
+    if not found:
+        raise ConfigError([f"{path}: holds no SRS secret; one line a key, the first one signs"])
+    return found
+
+
+def _keys(octets: bytes, path: Path) -> list[Key]:
+    found: list[Key] = []
+    signs_from = 0
+    for number, line in enumerate(map(bytes.strip, octets.splitlines()), 1):
+        comment = _SIGNS_FROM.fullmatch(line)
+        if comment:
+            try:
+                signs_from = (date.fromisoformat(comment[1].decode("ascii", "replace")) - _EPOCH).days
+            except ValueError:
+                raise ConfigError([f'{path}: line {number}: "# signs from" takes a day such as 2026-11-23']) from None
+        elif line and not line.startswith(b"#"):
+            found.append(Key(line, signs_from))
+            signs_from = 0
+    return found
+
+
+def ensure_secret(path: Path) -> bool:
+    """Make an SRS secret in *path* (0600) unless there is one; return whether it was made. Raises ConfigError."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        if path.exists():
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_new(draft, new_secret() + b"\n", 0o600)
+        try:
+            os.link(draft, path)  # unlike rename(2), fails where another daemon was first
+        finally:
+            os.unlink(draft)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise ConfigError([f"{path}: the SRS secret cannot be made: {error.strerror}"]) from error
+    return True
+
+
+def new_secret() -> bytes:
+    """Return a random secret of 256 bits, in base64."""
+    return base64.b64encode(secrets.token_bytes(32))
+
+
+def rotated(keys: Sequence[Key], new: bytes, signs_from: int, today: int, validity_days: int) -> list[Key]:
+    """Return *keys* with *new* in front of them, less those whose addresses have all expired. Days since 1970-01-01.
+
+    A key in front that has not begun to sign yet is kept, and *new* not needed: it then begins on *signs_from*, where
+    that is sooner.
+    """
+    if keys[0].signs_from > today:
+        renewed = [keys[0]._replace(signs_from=min(keys[0].signs_from, signs_from)), *keys[1:]]
+    else:
+        renewed = [Key(new, signs_from), *keys]
+    kept = renewed[:1]
+    replaced_on = renewed[0].signs_from
+    for key in renewed[1:]:
+        if today <= replaced_on + validity_days:  # a day more than the last address lives, for clocks differ
+            kept.append(key)
+        replaced_on = min(replaced_on, key.signs_from or replaced_on)  # without a date it may have come at any time
+    return kept
+
+
+def write_secret(path: Path, keys: Sequence[Key]) -> None:
+    """Replace the file at once by one with *keys*, same owner and mode. Raises OSError; the old one then stays."""
+    lines = [b"# One secret a line; the first one that has begun to sign signs, all of them verify.\n"]
+    for key in keys:
+        if key.signs_from:
+            lines.append(f"# signs from {iso_day(key.signs_from)}\n".encode())
+        lines.append(key.secret + b"\n")
+    before = path.stat()
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        _write_new(draft, b"".join(lines), stat.S_IMODE(before.st_mode), (before.st_uid, before.st_gid))
+        os.rename(draft, path)
+    except OSError:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(draft)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def iso_day(day: int) -> str:
+    """Return *day*, since 1970-01-01, as in 2026-11-23."""
+    return (_EPOCH + timedelta(days=day)).isoformat()
+
+
+def _write_new(path: Path, octets: bytes, mode: int, owner: tuple[int, int] = (-1, -1)) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(descriptor, octets)
+        if owner != (-1, -1) and owner != (os.geteuid(), os.getegid()):
+            os.fchown(descriptor, *owner)
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a worker process opens beside its snapshot: the tables that all workers share. Without one, mail goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Optional
+
+from gatepost.service import log
+from gatepost.service.config import Config
+from gatepost.service.guesses import Guesses
+from gatepost.service.hops import Hops
+from gatepost.service.metrics import SPF_DECISIONS
+from gatepost.service.series import Series
+from gatepost.service.store import Store
+
+if TYPE_CHECKING:
+    from gatepost.service.spf import Spf
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the milter's sessions have in common. spf: None unless only_spf is set."""
+
+    hops: Hops
+    guesses: Guesses
+    store: Store
+    spf: Optional[Spf] = None
+
+
+def open_shared(config: Config, series: Series, *, expire: bool) -> Shared:
+    """Open all of it for one milter worker; *expire*: it is the one that clears the store of what has expired."""
+    return Shared(hops(config), guesses(config), Store(config.store_url, expire=expire), spf(config, series))
+
+
+def hops(config: Config) -> Hops:
+    """Return what ingress knew of messages."""
+    try:
+        return Hops(config.state_directory / "hops")
+    except OSError as error:  # forwarded mail then leaves as bounces+SRS=, or with luck in its mailbox's name
+        log.error(f"the egress hop learns too little of a message's way in: {error}")
+        return Hops(None)
+
+
+def guesses(config: Config) -> Guesses:
+    """Return the count of wrong SRS recipients."""
+    limit = config.srs.failures_per_hour
+    try:
+        return Guesses(config.state_directory / "guesses", limit)
+    except OSError as error:
+        log.error(f"wrong SRS recipients are counted by each process alone: {error}")
+        return Guesses(None, limit)
+
+
+def spf(config: Config, series: Series) -> Optional[Spf]:
+    """Return the decisions on senders' SPF records, None where they are not asked for (only_spf)."""
+    if not config.srs.only_spf:
+        return None
+    from gatepost.service.spf import Spf  # pyspf and dnspython take long to load
+
+    servers = [(item.host, item.port) for item in config.nameservers]
+    addresses = config.srs.outgoing_addresses
+
+    def count(word: str) -> None:
+        series.add(SPF_DECISIONS, (word,))
+
+    try:
+        return Spf(addresses, config.state_directory / "spf", servers, count=count)
+    except OSError as error:
+        log.error(f"SPF records are looked up by each process alone: {error}")
+        return Spf(addresses, None, servers, count=count)

@@ -10,7 +10,7 @@ from typing import Optional
 import pytest
 from milterstages import AT_EGRESS, CONTOSO, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines, unhashed
 
-from gatepost.milter.session import header_addresses
+from gatepost.milter.transaction import header_addresses
 from gatepost.service.hops import Hop, organization_digest
 from gatepost.service.metrics import DECISIONS, ERRORS, MESSAGES, SRS_REWRITES
 from gatepost.service.replies import Reply

@@ -29,6 +29,7 @@ EVERYONE = BY_MILTER + 'accept_from = "everyone"\n'
 COMPACT = '[srs]\nform = "compact"\n'
 FORGED = Reply(550, "5.1.1", "SRS address with a wrong hash")
 EXPIRED = Reply(550, "5.1.1", "SRS address that has expired")
+UNKNOWN = Reply(550, "5.1.1", "SRS address that is not known here")
 GUESSING = Reply(450, "4.7.1", "Too many SRS addresses with a wrong hash from this client, try again later")
 BOUNCES_ONLY = Reply(550, "5.7.1", "This address takes only bounces (null sender)")
 APART = Reply(452, "4.5.3", "An SRS address takes no other recipient beside it, send again for each")
@@ -467,8 +468,11 @@ def test_compact_recipient_is_replaced_by_what_the_store_has(mta: Mta, lower: bo
     assert (mta.added, mta.deleted) == ([LONG.strip("<>")], [path])
 
 
-def test_compact_recipient_that_the_store_does_not_know_is_forged(mta: Mta) -> None:
-    assert bounce(mta, "<bounces+SRS=aaaabbbbccccdddd=G3@contoso.com>") == FORGED
+def test_compact_recipient_that_the_store_does_not_know_is_refused_and_no_guess(tmp_path: Path) -> None:
+    mta = mta_with(tmp_path, BY_MILTER + "failures_per_hour = 1\n")
+    for _ in range(3):
+        assert bounce(mta, "<bounces+SRS=aaaabbbbccccdddd=G3@contoso.com>") == UNKNOWN
+    assert mta.count(SRS_REVERSALS, "unknown") == 3
 
 
 def test_compact_recipient_is_put_off_while_the_store_is_away_logged_and_counted(
@@ -698,6 +702,20 @@ def test_sieve_header_of_mail_whose_entrance_is_unknown_does_not_count_on_the_eg
     assert sieve.unhashed == [BOUNCES]
 
 
+def test_client_cannot_lead_an_entrance_that_is_unknown_to_lines_of_its_own(sieve: Mta) -> None:
+    unknown = ("Received", RECEIVED.replace("4CgSNs5Q9s", "0000UNKNOWN"))
+    assert unknown[1] != RECEIVED
+    forged = (redirected_from("ann@contoso.com"), ("Received", RECEIVED))
+    assert leave(sieve, ("Received", BY_PICKUP), unknown, *forged, orcpt="john.work@contoso.com") is None
+    assert sieve.unhashed == [BOUNCES]
+
+
+def test_mail_that_came_back_from_a_filter_on_loopback_is_followed_to_its_entrance(sieve: Mta) -> None:
+    filtered = "from localhost (localhost [127.0.0.1])\n\tby mail.contoso.com (Postfix) with ESMTP id 0000UNKNOWN"
+    assert leave(sieve, ("Received", filtered), ("Received", RECEIVED), orcpt="john.work@contoso.com") is None
+    assert sieve.unhashed == [JOHN]
+
+
 def test_orcpt_of_an_alias_behind_the_redirect_wins(sieve: Mta) -> None:
     assert leave(sieve, *SIEVE_AT_EGRESS, ("Received", RECEIVED), orcpt="ali@contoso.com") is None
     assert sieve.unhashed == ["ali+SRS=HASH=G3=fabrikam.com=bob@contoso.com"]
@@ -777,6 +795,39 @@ def test_what_has_come_by_the_egress_hop_is_rewritten_without_asking(tmp_path: P
     assert mta.unhashed == [BOUNCES]
 
 
+def test_mail_to_inside_does_not_wait_for_dns_where_nothing_forwards(tmp_path: Path) -> None:
+    with NameServer(STRICT) as server:
+        server.open.clear()
+        mta = spf_mta(tmp_path, server)
+        assert mta.message(mta.connected(ABROAD), "<Bob@fabrikam.com>", [INSIDE]) is None
+        assert mta.count(SPF_DECISIONS, "decided") == mta.count(SPF_DECISIONS, "failed") == 0
+
+
+def test_mail_to_inside_that_may_be_forwarded_has_its_spf_decided_before_the_map_is_asked(tmp_path: Path) -> None:
+    with NameServer(SPARED) as server:
+        mta = spf_mta(tmp_path, server, EGRESS)
+        assert mta.message(mta.connected(ABROAD), "<Bob@fabrikam.com>", [INSIDE]) is None
+        assert mta.shared.spf
+        assert mta.shared.spf.known("fabrikam.com", mta.now) is True
+
+
+def test_sender_that_could_not_be_rewritten_leaves_where_spf_spares_it(tmp_path: Path) -> None:
+    domain = LONG.strip("<>").partition("@")[2]
+    with NameServer({domain: {"TXT": ['"v=spf1 ip4:192.0.2.10 -all"']}}) as server:
+        host, port = server.address
+        table = '[srs]\nform = "long"\nonly_spf = true\noutgoing_addresses = ["192.0.2.10"]\n'
+        mta = mta_with(tmp_path, f'[dns]\nnameservers = ["{host}:{port}"]\n{table}')
+        assert relay(mta, LONG) is None
+    assert mta.senders == []
+
+
+def test_own_host_is_not_limited_by_wrong_srs_recipients(tmp_path: Path) -> None:
+    mta = mta_with(tmp_path, BY_MILTER + "failures_per_hour = 1\n")
+    assert bounce(mta, forged("bob@fabrikam.com"), ip="192.0.2.1") == FORGED
+    assert bounce(mta, forged("bob@fabrikam.com"), ip="192.0.2.1") == FORGED
+    assert bounce(mta, srs("bob@fabrikam.com"), ip="192.0.2.1") is None
+
+
 def test_refusal_by_the_relay_rule_does_not_depend_on_spf(tmp_path: Path) -> None:
     with NameServer(SPARED) as server:
         mta = spf_mta(tmp_path, server)
@@ -788,4 +839,4 @@ def test_refusal_by_the_relay_rule_does_not_depend_on_spf(tmp_path: Path) -> Non
 def test_bounce_kinds_that_the_metric_counts_are_those_of_srs_recipients(mta: Mta) -> None:
     replies(mta, srs("bob@fabrikam.com"), forged("bob@fabrikam.com"), INSIDE)
     counted = {bounce.value: mta.count(SRS_REVERSALS, bounce.value) for bounce in Bounce}
-    assert counted == {"not-srs": 0, "foreign": 0, "original": 1, "forged": 1, "expired": 0}
+    assert counted == {"not-srs": 0, "foreign": 0, "original": 1, "forged": 1, "expired": 0, "unknown": 0}

@@ -14,7 +14,7 @@ from typing import Optional
 import click
 
 from gatepost.admin.configuration import open_store, problems_reported, snapshot_with_placeholder, with_requirements
-from gatepost.admin.srs_commands import bare, unix_time, verdict
+from gatepost.admin.srs_commands import bare, left_out, unix_time, verdict
 from gatepost.relay import Client, Explanation, Mail, Organization, Result, RuleSet, explain
 from gatepost.service import flow, replies, reversal, rewriting
 from gatepost.service.addresses import domain_of, parse_address, routed
@@ -147,7 +147,7 @@ def examine(snapshot: Snapshot, question: Question, now: int) -> Report:
 def _addresses(header_from: Optional[str]) -> tuple[str, ...]:
     if not header_from:
         return ()
-    from gatepost.milter.session import header_addresses  # loads email.utils
+    from gatepost.milter.transaction import header_addresses  # loads email.utils
 
     return header_addresses([header_from])
 
@@ -160,8 +160,8 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
         found = reversal.reverse(snapshot, rcpt, now, stored)
     except StoreError as error:
         return _put_off(judgement, words, before, error)
-    if found.bounce in (Bounce.FORGED, Bounce.EXPIRED):
-        return _srs_refused(snapshot, judgement, words, before, found.bounce)
+    if found.bounce in (Bounce.FORGED, Bounce.UNKNOWN, Bounce.EXPIRED):
+        return _srs_refused(snapshot, judgement, words, before, found.bounce, now)
     if found.bounce is Bounce.ORIGINAL:
         return _bounce(snapshot, judgement, words, before, found.original, now)
     return _relay(snapshot, judgement, words, before, now)
@@ -182,14 +182,15 @@ def _put_off(judgement: Judgement, words: Explanation, before: Envelope, error: 
 
 
 def _srs_refused(
-    snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, bounce: Bounce
+    snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, bounce: Bounce, now: int
 ) -> Answer:
     """Answer for an SRS address in a domain of ours that is not, or not any more, good."""
     if bounce is Bounce.FORGED:
         reply = replies.SRS_FORGED
-        remedy = "If a key that is gone made it, put that key back into srs.secret_file, below the first line."
-        if reversal.token(snapshot, before.rcpt):
-            remedy += ' If another host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
+        remedy = "If a key that is gone made it, append that key at the end of srs.secret_file."
+    elif bounce is Bounce.UNKNOWN:
+        reply = replies.SRS_UNKNOWN
+        remedy = 'If another host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
     else:
         reply = replies.SRS_EXPIRED
         remedy = "Raise srs.validity_days if bounces are to be taken back for longer."
@@ -199,17 +200,18 @@ def _srs_refused(
         words,
         f"Refused: {before.rcpt} has the form of this host's SRS addresses, but is not good.",
         refused=True,
-        failed=f"SRS: {verdict(snapshot, bounce, before.rcpt)}.",
+        failed=f"SRS: {verdict(snapshot, bounce, before.rcpt, now)}.",
         reply=str(reply),
         remedies=(remedy,),
         notes=(_refusing(snapshot, "", "smtpd_recipient_restrictions"),),
     )
 
 
-def _refusing(snapshot: Snapshot, when: str, restrictions: str) -> str:
+def _refusing(snapshot: Snapshot, when: str, restrictions: str, without: str = "") -> str:
     if snapshot.config.srs.reverse is ReverseBy.MILTER:
         return f"The milter refuses this{when}."
-    return f"policyd refuses this{when} where {restrictions} asks it."
+    otherwise = f"; where only the maps are asked, {without}" if without else ""
+    return f"policyd refuses this{when} where {restrictions} asks it{otherwise}."
 
 
 def _bounce(
@@ -229,7 +231,7 @@ def _bounce(
                 f"Whoever means the original sender writes to {original}.",
                 'With srs.accept_from = "everyone" such addresses take other mail, too: vacation replies, challenges.',
             ),
-            notes=(_refusing(snapshot, " at DATA", "smtpd_data_restrictions"),),
+            notes=(_refusing(snapshot, " at DATA", "smtpd_data_restrictions", "the message is taken"),),
         )
     after = Envelope(_returning(snapshot, before.mail_from, now), original)
     return Answer(
@@ -338,7 +340,7 @@ def _srs_notes(snapshot: Snapshot, judgement: Judgement, before: Envelope) -> It
             " srs.outgoing_addresses. No DNS is asked here."
         )
     elif leaving is Egress.OUT and snapshot.config.organizations and not reversal.ours(snapshot, domain):
-        yield f"SRS leaves P1 alone: {before.mail_from} is left out by srs.exclude or srs.include."
+        yield f"SRS leaves P1 alone: {left_out(snapshot, domain)}."
 
 
 def _forwarded(snapshot: Snapshot, before: Envelope, now: int) -> Iterator[str]:

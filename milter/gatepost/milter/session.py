@@ -7,11 +7,11 @@ No pymilter in here: the daemon calls one method a stage, in libmilter's order, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from email.utils import getaddresses
-from typing import Optional, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Optional
 
+from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
 from gatepost.relay import Client, Mail, Organization, Result
 from gatepost.service import flow, log, metrics, rewriting
 from gatepost.service.addresses import domain_of, plain, routed
@@ -29,6 +29,7 @@ from gatepost.service.replies import (
     SRS_EXPIRED,
     SRS_FORGED,
     SRS_GUESSING,
+    SRS_UNKNOWN,
     STORE_AWAY,
     TRY_APART,
     UNREWRITABLE,
@@ -45,55 +46,6 @@ from gatepost.srs import AddressError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
-# Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
-_RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
-
-
-class Changes(Protocol):
-    """What the end of a message can change of its envelope; each raises where the MTA has gone."""
-
-    def sender(self, address: str) -> None: ...
-
-    def add_recipient(self, address: str) -> None: ...
-
-    def delete_recipient(self, path: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Recipient:
-    """One that was let through RCPT and is no SRS address, with what was decided of it there."""
-
-    rcpt: str
-    judgement: Judgement
-
-
-@dataclass
-class Transaction:
-    """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
-
-    returning: SRS recipients as given, with the original sender that each stands for. first: what was decided for the
-    first recipient of all. spared: SPF lets P1 leave as it is. sieve: who redirected it, by Sieve's header. orcpt, hop:
-    on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names of this Postfix in
-    Received lines, empty below the first line that is another's. refusal: of a message from sendmail(1), which can be
-    answered at its end only.
-    """
-
-    reverse_path: str
-    client: Client
-    bypassed: bool
-    recipients: list[Recipient] = field(default_factory=list)
-    returning: list[tuple[str, str]] = field(default_factory=list)
-    first: Optional[Treatment] = None
-    spared: bool = False
-    headers_from: list[str] = field(default_factory=list)
-    received: bool = False
-    sieve: str = ""
-    egress_rcpt: str = ""
-    orcpt: str = ""
-    hop: Optional[Hop] = None
-    own_hosts: Optional[set[str]] = None
-    reference: str = ""
-    refusal: Optional[Reply] = None
 
 
 class Session:
@@ -153,19 +105,30 @@ class Session:
         reverse_path = path.strip("<>") if path.startswith("<") else path
         if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or reverse_path
-        transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
-        transaction.spared = not transaction.bypassed and self._spared(reverse_path)
-        self._transaction = transaction
+        self._transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
+        if self._shared.spf and self._may_spare(self._transaction):  # known by the time that it is asked for
+            self._shared.spf.refresh(domain_of(reverse_path) or "", int(self._clock()))
 
-    def _spared(self, reverse_path: str) -> bool:
-        """Tell whether SPF lets this sender leave as it is; waits for DNS, for a bounded time.
-
-        Not on the egress hop: what the map has sent there is rewritten.
-        """
-        spf = self._shared.spf
-        if spf is None or self._egress or rewriting.egress(self._snapshot, reverse_path) is not Egress.REWRITE:
+    def _may_spare(self, transaction: Transaction) -> bool:
+        """Tell whether SPF has a say. Not on the egress hop: what the map has sent there is rewritten."""
+        if transaction.bypassed or self._egress:
             return False
-        return spf.spares(domain_of(reverse_path) or "", int(self._clock()))
+        return rewriting.egress(self._snapshot, transaction.reverse_path) is not Egress.OUT
+
+    def _spared(self, transaction: Transaction) -> bool:
+        """Tell whether SPF lets this sender leave as it is; the first call waits for DNS, for a bounded time."""
+        if transaction.spared is None:
+            spf = self._shared.spf
+            domain, now = domain_of(transaction.reverse_path) or "", int(self._clock())
+            transaction.spared = spf is not None and self._may_spare(transaction) and spf.spares(domain, now)
+        return transaction.spared
+
+    def _judge(self, transaction: Transaction, mail: Mail, rcpt: str, *, headers_seen: bool) -> Judgement:
+        client = transaction.client
+        judgement = flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen)
+        if judgement.treatment in (Treatment.REWRITE, Treatment.UNREWRITABLE) and self._spared(transaction):
+            return flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen, spared=True)
+        return judgement
 
     def _identified(self) -> Client:
         """Return the client as TLS and SASL show it; both may change between the messages of a connection."""
@@ -212,7 +175,7 @@ class Session:
         if not plain(rcpt) or routed(rcpt):  # only the MTA knows where that leads
             rcpt = self._macro("{rcpt_addr}") or rcpt
         mail = Mail(transaction.reverse_path)
-        judgement = flow.judge(self._snapshot, transaction.client, mail, rcpt, spared=transaction.spared)
+        judgement = self._judge(transaction, mail, rcpt, headers_seen=False)
         if self._snapshot.config.relay.enforced_by != "milter":
             if judgement.treatment is Treatment.REFUSE:  # policyd has seen it, and left it to Postfix
                 judgement = replace(judgement, treatment=Treatment.KEEP)
@@ -242,16 +205,21 @@ class Session:
             unwelcome = self._unwelcome(transaction) and bool(transaction.returning)
             return (SRS_APART if unwelcome and not self._local else None), False
         self._series.add(metrics.SRS_REVERSALS, (reversal.bounce.value,))
-        if self._shared.guesses.too_many(client, now):  # a right one, too: no guess is told so
+        # A right one, too: no guess is told so. Hosts of one's own are not limited.
+        if self._shared.guesses.too_many(client, now) and not transaction.client.enabled:
             return self._refuse_srs(transaction, rcpt, SRS_GUESSING, "srs-guessing"), False
         if reversal.bounce is Bounce.FORGED:
             self._shared.guesses.failed(client, now)
             return self._refuse_srs(transaction, rcpt, SRS_FORGED, "srs-forged"), False
         if reversal.bounce is Bounce.EXPIRED:
             return self._refuse_srs(transaction, rcpt, SRS_EXPIRED, "srs-expired"), False
+        if reversal.bounce is Bounce.UNKNOWN:
+            return self._refuse_srs(transaction, rcpt, SRS_UNKNOWN, "srs-unknown"), False
         if self._unwelcome(transaction) and transaction.recipients and not self._local:
             return SRS_APART, False
-        leaving = Egress.OUT if transaction.spared else rewriting.egress(self._snapshot, transaction.reverse_path)
+        leaving = rewriting.egress(self._snapshot, transaction.reverse_path)
+        if leaving is not Egress.OUT and self._spared(transaction):
+            leaving = Egress.OUT
         if leaving is Egress.IMPOSSIBLE:
             return self._refuse_srs(transaction, rcpt, UNREWRITABLE, "sender-unrewritable"), False
         if not self._may_join(transaction, Treatment.REWRITE if leaving is Egress.REWRITE else Treatment.KEEP):
@@ -297,7 +265,7 @@ class Session:
         return None
 
     def header(self, name: str, value: str) -> None:
-        """Take note of a header: From for the rule set legacy, our own Received lines on the egress hop."""
+        """Take note of a header: From for the rule set legacy, our own Received lines on the egress hop, Sieve's."""
         transaction = self._transaction
         if transaction is None:
             return
@@ -307,30 +275,9 @@ class Session:
         elif name == "received":
             transaction.received = True
             if self._egress and transaction.hop is None:
-                self._follow_received(transaction, value)
-        elif name == "x-sieve-redirected-from" and not transaction.sieve and self._may_redirect(transaction):
-            transaction.sieve = value.strip()
-
-    def _may_redirect(self, transaction: Transaction) -> bool:
-        """Tell whether a Sieve header at this place can be of this host: above the line of the message's entrance.
-
-        One from outside stands below that. On the egress hop lines of this host may stand above it.
-        """
-        if self._egress:
-            return transaction.hop is None and transaction.own_hosts != set()
-        return self._local and not transaction.received
-
-    def _follow_received(self, transaction: Transaction, value: str) -> None:
-        """Look the message up by the queue IDs of this Postfix: the topmost line's, and those below it for as long as
-        they are its own; local(8) adds one for each forwarding."""
-        found = _RECEIVED.search(value)
-        if transaction.own_hosts is None:
-            transaction.own_hosts = {self._hostname, found[1]} if found else set()
-        if found is None or found[1] not in transaction.own_hosts:
-            transaction.own_hosts = set()
-            return
-        transaction.hop = self._shared.hops.get(found[2], int(self._clock()))
-        transaction.reference = transaction.hop.reference if transaction.hop else ""
+                transaction.follow_received(value, self._hostname, self._shared.hops, int(self._clock()))
+        elif name == "x-sieve-redirected-from" and transaction.may_redirect(egress=self._egress, local=self._local):
+            transaction.sieve = transaction.sieve or value.strip()
 
     def eoh(self) -> Optional[Reply]:
         """Decide what only the header From can decide (rule set legacy), for the whole message."""
@@ -340,14 +287,7 @@ class Session:
         mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
         for index, recipient in enumerate(transaction.recipients):
             if recipient.judgement.treatment is Treatment.UNDECIDED:
-                judgement = flow.judge(
-                    self._snapshot,
-                    transaction.client,
-                    mail,
-                    recipient.rcpt,
-                    headers_seen=True,
-                    spared=transaction.spared,
-                )
+                judgement = self._judge(transaction, mail, recipient.rcpt, headers_seen=True)
                 self._judged(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.REFUSE:
                     return self._refuse(transaction, recipient.rcpt, judgement)
@@ -383,6 +323,7 @@ class Session:
             return None
         if self._snapshot.config.egress and (transaction.recipients or transaction.returning):
             self._remember(transaction, now)
+            self._spared(transaction)  # so that the map, which never waits, knows it
         self._return(transaction, changes)
         self._finish(transaction, "return" if transaction.returning else "pass")
         return None
@@ -393,8 +334,9 @@ class Session:
         outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
         hop = snapshot.config.egress is not None
         leaves = bool(outside)
-        if transaction.returning and not hop and not transaction.spared:  # no bounce (accept_from)
-            leaves = leaves or rewriting.egress(snapshot, reverse_path) is Egress.REWRITE
+        if transaction.returning and not hop:  # where it is no bounce (accept_from)
+            must = rewriting.egress(snapshot, reverse_path) is Egress.REWRITE
+            leaves = leaves or (must and not self._spared(transaction))
         # Of mail from sendmail(1) inside recipients then get the rewritten sender, too.
         alone = len(outside) == len(transaction.recipients) or (self._local and not hop)
         if not (leaves and alone):
@@ -541,11 +483,3 @@ def _mailbox(address: str) -> tuple[str, str]:
     """Return what two addresses of one mailbox have in common: the case of a local part may matter (RFC 5321, 2.4)."""
     local, _, domain = address.rpartition("@")
     return local, domain.lower()
-
-
-def header_addresses(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the addr-specs in the values of From headers, as they stand there (RFC 5322, 3.6.2)."""
-    try:
-        return tuple(address for _, address in getaddresses(list(values)) if address)
-    except RecursionError:  # groups in groups in groups
-        return ()

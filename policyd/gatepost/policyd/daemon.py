@@ -7,7 +7,8 @@ import socket
 
 from gatepost.policyd.server import serve
 from gatepost.service.config import Config
-from gatepost.service.listeners import open_listener, remove
+from gatepost.service.fields import Listen
+from gatepost.service.listeners import AddressTakenError, open_listener, remove
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
 
@@ -34,7 +35,7 @@ class Policyd:
         """Open the listening sockets. Raises OSError; those already open are then closed."""
         try:
             for tcp_table, listen in self._listen:
-                self._sockets.append((tcp_table, open_listener(listen)))
+                self._sockets.append((tcp_table, _listener(tcp_table, listen)))
         except OSError:
             self.close()
             raise
@@ -53,4 +54,16 @@ class Policyd:
 
     def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run one worker until SIGUSR1 has drained it."""
-        serve(self._sockets, snapshot, series)
+        serve(self._sockets, snapshot, series, index)
+
+
+def _listener(tcp_table: str, listen: Listen) -> socket.socket:
+    """Return the listening socket. Raises OSError, which names the key of the configuration."""
+    key = f"policyd.tcp_table_{tcp_table}" if tcp_table else "policyd.listen"
+    try:
+        return open_listener(listen)
+    except AddressTakenError as error:
+        hint = "; is postsrsd still running?" if tcp_table else ""
+        raise AddressTakenError(f"{key}: {error}{hint}") from error
+    except OSError as error:
+        raise OSError(f"{key}: {error}") from error

@@ -103,10 +103,13 @@ NOTFOUND = Entry(Found.NOTFOUND)
 _REFUSED = {
     Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
     Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
+    Bounce.UNKNOWN: (replies.SRS_UNKNOWN, "srs-unknown"),
 }
 _SIGNED = frozenset((Bounce.ORIGINAL, *_REFUSED))
 _BOUNCED = f"error:{replies.UNREWRITABLE.status} {replies.UNREWRITABLE.text}"
 """The transport for mail in the queue that can't be rewritten: Postfix's error(8) bounces it at once."""
+LATER = "retry:4.4.3 gatepost: the SPF record of the sender's domain is not known yet"
+"""The same, and it puts the mail off."""
 
 
 def decide(
@@ -118,8 +121,11 @@ def decide(
     Unix seconds. What aids.stored raises passes through.
     """
     state = request.get(b"protocol_state")
-    if state not in (b"RCPT", b"DATA") or snapshot.bypassed():
+    if state not in (b"RCPT", b"DATA", b"VRFY") or snapshot.bypassed():
         return DUNNO, before
+    if state == b"VRFY":  # would else tell right hashes from wrong ones
+        bounce = reversal.reverse(snapshot, _text(request, b"recipient"), now, aids.stored).bounce
+        return _refused(snapshot, request, bounce, aids) or DUNNO, before
     instance = request.get(b"instance", b"")
     if not instance or instance != before.instance:
         # Postfix names a queue ID from the first recipient on that it has taken.
@@ -134,12 +140,9 @@ def _rcpt(
 ) -> tuple[Answer, Transaction]:
     rcpt = _text(request, b"recipient")
     bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
-    if bounce in _SIGNED and aids.guessing(_text(request, b"client_address")):  # a right one, too: no guess is told so
-        line = _line(request, "defer", reason="srs-guessing")
-        return Answer(Action.DEFER, str(replies.SRS_GUESSING), line), before
-    if bounce in _REFUSED:
-        reply, reason = _REFUSED[bounce]
-        return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce), before
+    refused = _refused(snapshot, request, bounce, aids)
+    if refused is not None:
+        return refused, before
     returning = bounce is Bounce.ORIGINAL
     if _must_wait(snapshot, request, before, rcpt, returning):
         line = _line(request, "defer", reason="srs-beside-others")
@@ -150,6 +153,22 @@ def _rcpt(
     if answer.action is Action.REJECT:
         return answer, before
     return answer, replace(before, other=before.other or rcpt)
+
+
+def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, aids: Aids) -> Optional[Answer]:
+    """Return the refusal of an SRS recipient that is not good, or whose client has named too many such.
+
+    The latter for a good one, too: no guess is told that it was right. Hosts of one's own are not limited.
+    """
+    if bounce not in _SIGNED:
+        return None
+    client = _text(request, b"client_address")
+    if aids.guessing(client) and not snapshot.rules.client(client).enabled:
+        return Answer(Action.DEFER, str(replies.SRS_GUESSING), _line(request, "defer", reason="srs-guessing"))
+    if bounce is Bounce.ORIGINAL:
+        return None
+    reply, reason = _REFUSED[bounce]
+    return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce)
 
 
 def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcpt: str, returning: bool) -> bool:
@@ -282,14 +301,18 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
     """Answer the map `forward`: what the sender *key* is rewritten to, None where it stays.
 
     For sender_canonical_maps and Sendmail, which rewrite at once: in the organisation's name, for who forwarded is not
-    known there. What can't be rewritten stays, for a canonical map can't refuse.
+    known there. What can't be rewritten becomes itself, for a canonical map can't refuse, and Postfix would ask for
+    the address without its extension.
     """
-    if key.find("@") < 1 or snapshot.bypassed() or rewriting.egress(snapshot, key) is not Egress.REWRITE:
+    if key.find("@") < 1 or snapshot.bypassed():
+        return None
+    leaving = rewriting.egress(snapshot, key)
+    if leaving is Egress.OUT:
         return None
     try:
         return rewriting.relayed(snapshot, key, None, now)
     except AddressError:
-        return None
+        return Rewritten(key, "none")
 
 
 def _text(request: Attributes, name: bytes) -> str:

@@ -121,6 +121,7 @@ class Connection(asyncio.Protocol):
             if isinstance(fetched, Fetched):
                 answers.append(self._answered(request, fetched))
             else:
+                self._transport.pause_reading()  # a client that goes on asking waits as well
                 self._task = asyncio.ensure_future(self._answer_later(request, fetched))
                 break
         if answers:
@@ -143,6 +144,8 @@ class Connection(asyncio.Protocol):
         self._task = None
         if not self._transport.is_closing():
             self._transport.write(answer)
+            self._transport.resume_reading()
+            self._worker.half_sent.pop(self, None)
             self._go_on()
 
     def _fault(self, error: Exception) -> None:
@@ -224,14 +227,14 @@ def _unread(transport: asyncio.BaseTransport) -> int:
     return cast(int, struct.unpack("i", answer)[0])
 
 
-def serve(sockets: Sequence[tuple[str, socket.socket]], snapshot: Snapshot, series: Series) -> None:
+def serve(sockets: Sequence[tuple[str, socket.socket]], snapshot: Snapshot, series: Series, index: int = 0) -> None:
     """Serve on listening *sockets* until SIGUSR1 has drained this process; runs in its main thread.
 
     Each socket comes with the map that it is for where it speaks tcp_table, else with "". SIGUSR1 may arrive
     blocked. After it the sockets are closed here (their files stay, other workers share them), requests that have
     arrived are answered, and what is not complete 5 s later is cut off.
     """
-    worker = Worker(snapshot, series)
+    worker = Worker(snapshot, series, expire=index == 0)
     loop = _new_event_loop()
     loop.set_exception_handler(lambda _, fault: worker.fault("loop", fault["message"], fault.get("exception")))
     try:

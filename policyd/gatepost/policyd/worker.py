@@ -90,10 +90,10 @@ _NOTHING = Fetched()
 class Worker:
     """What the connections of one process share. *half_sent*: since when which connection is owed or owes something."""
 
-    def __init__(self, snapshot: Snapshot, series: Series) -> None:
+    def __init__(self, snapshot: Snapshot, series: Series, *, expire: bool = False) -> None:
         self.snapshot = snapshot
         self.series = series
-        self.store = Store(snapshot.config.store_url)
+        self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
         self.spf = shared.spf(snapshot.config, series)
         self.connections: set[Client] = set()
@@ -155,8 +155,12 @@ class Worker:
 
     async def _settle(self, domain: str, rewritten: Rewritten) -> Fetched:
         """Wait for SPF's decision on the sender's *domain*, and until the store knows a token."""
-        if self.spf and await _spared(self.spf, domain):
-            return _NOTHING
+        if self.spf:
+            now = int(time.time())
+            known = self.spf.known(domain, now)
+            self.spf.refresh(domain, now)
+            if known or (known is None and await _spared(self.spf, domain)):
+                return _NOTHING
         if rewritten.token:
             try:
                 await _in_time(self.store.put(rewritten.token, rewritten.original, rewritten.expires_day))
@@ -190,7 +194,8 @@ class Worker:
             self.store_failed(fetched.error)
         if fetched.rewritten is None:
             return decisions.NOTFOUND
-        self.series.add(SRS_REWRITES, (fetched.rewritten.form,))
+        if fetched.rewritten.form != "none":
+            self.series.add(SRS_REWRITES, (fetched.rewritten.form,))
         return Entry(Found.OK, fetched.rewritten.address)
 
     def _unless_spared(self, spf: Spf, key: str, entry: Entry) -> Entry:
@@ -198,7 +203,10 @@ class Worker:
         domain, now = domain_of(key) or "", int(time.time())
         spared = spf.known(domain, now)
         spf.refresh(domain, now)
-        return decisions.NOTFOUND if spared else entry
+        if spared:
+            return decisions.NOTFOUND
+        # The hop can't mend this one, and to bounce it would be too early.
+        return entry._replace(text=decisions.LATER) if spared is None and entry.text.startswith("error:") else entry
 
     def tick(self, now: float) -> None:
         """Show that this process is alive; cut off what has been half sent for too long."""

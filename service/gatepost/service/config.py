@@ -305,6 +305,12 @@ def _policyd(table: Table) -> PolicydConfig:
     )
     if not config.listen:
         table.problem("listen", "[] names no address to listen on")
+    for name in ("tcp_table_forward", "tcp_table_reverse"):
+        for index, item in enumerate(getattr(config, name)):
+            if item.path:
+                table.notes.warn(
+                    table.key(f"{name}[{index}]"), 'Postfix asks a tcp_table by TCP only (e.g. "inet:127.0.0.1:10001")'
+                )
     table.close()
     return config
 
@@ -341,17 +347,35 @@ def _check_together(config: Config, notes: Notes) -> None:
             '"legacy" needs the header From, which the policy protocol does not carry; '
             'use enforced_by = "milter" or requirements = "2023-11-01"',
         )
-    if config.egress and len({settings.mode for settings in config.settings.values()}) > 1:
+    modes = {item.mode for item in config.settings.values()}
+    if config.egress and len(modes) > 1:
         notes.warn(
             "egress",
             "the hop can't tell organizations apart: what leaves through one in mode monitor is rewritten, too",
         )
+    if config.policyd.tcp_table_forward and modes == {Mode.MONITOR}:
+        notes.warn("policyd.tcp_table_forward", "the mode is monitor, in which the map forward rewrites nothing")
+    _check_listens(config, notes)
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
     taken: dict[str, str] = {}
     for index, (name, settings) in enumerate(config.settings.items()):
         for path, domain in _srs_domains(settings, config.organizations[name]):
             if taken.setdefault(domain, accepted.get(domain, name)) != name:
                 notes.problem(f"organization[{index}].{path}", f'"{domain}" belongs to organization "{taken[domain]}"')
+
+
+def _check_listens(config: Config, notes: Notes) -> None:
+    """Note each address that is to be listened on twice."""
+    policyd = config.policyd
+    listens = [("milter.listen", config.milter.listen)]
+    for name in ("listen", "tcp_table_forward", "tcp_table_reverse"):
+        listens += [(f"policyd.{name}[{index}]", item) for index, item in enumerate(getattr(policyd, name))]
+    if config.metrics:
+        listens.append(("metrics.listen", config.metrics))
+    taken: dict[Listen, str] = {}
+    for path, item in listens:
+        if item != Listen() and taken.setdefault(item, path) != path:
+            notes.problem(path, f'"{item}" is {taken[item]}, too')
 
 
 def _srs_domains(settings: OrganizationConfig, organization: Organization) -> Iterator[tuple[str, str]]:

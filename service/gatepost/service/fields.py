@@ -76,7 +76,9 @@ def _patterns(table: Table, entries: list[tuple[str, str]]) -> tuple[str, ...]:
         wildcard = "*." if text.startswith("*.") else ""
         normal = normalize_domain(text[len(wildcard) :])
         if normal is None:
-            table.problem(name, f'"{text}" is no domain and no pattern (e.g. "fabrikam.com", "*.fabrikam.com")')
+            examples = 'e.g. "fabrikam.com", "*.fabrikam.com"'
+            fitting = f'subdomains are "*{text}"' if text.startswith(".") else examples
+            table.problem(name, f'"{text}" is no domain and no pattern ({fitting})')
         else:
             found.append(wildcard + normal)
     return tuple(found)

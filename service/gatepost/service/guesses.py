@@ -44,13 +44,13 @@ class Guesses:
 
 
 def _network(client: str) -> str:
-    """Return what stands for *client*: of IPv6 the /64, which one host may fill with addresses."""
+    """Return what stands for *client*: of IPv6 the /56, which one site may fill with addresses."""
     try:
         address = ipaddress.ip_address(client)
     except ValueError:
         return client
     if isinstance(address, ipaddress.IPv4Address):
         return client
-    if address.ipv4_mapped:  # its /64 is all of IPv4
+    if address.ipv4_mapped:  # its /56 is all of IPv4
         return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address), 64), strict=False))
+    return str(ipaddress.IPv6Network((int(address), 56), strict=False))

@@ -16,8 +16,29 @@ UMASK = 0o117
 """Sockets are 0660: their folder's group, Postfix's, may connect and nobody else."""
 
 
+class AddressTakenError(OSError):
+    """Another program listens there."""
+
+
 def open_listener(listen: Listen) -> socket.socket:
-    """Return a non-blocking listening socket. Raises OSError, also where another process listens on *listen*."""
+    """Return a non-blocking listening socket.
+
+    Raises OSError, AddressTakenError where another program listens on *listen*; the text begins with *listen*.
+    """
+    try:
+        return _open(listen)
+    except OSError as error:
+        raise refusal(str(listen), error) from error
+
+
+def refusal(address: str, error: OSError) -> OSError:
+    """Return what to raise where *error* has kept a daemon from listening on *address*."""
+    if error.errno == errno.EADDRINUSE:
+        return AddressTakenError(f"{address}: another program listens there")
+    return OSError(f"{address}: cannot listen: {error.strerror or error}")
+
+
+def _open(listen: Listen) -> socket.socket:
     if listen.path:
         clear_stale(listen.path)
         listener = socket.socket(socket.AF_UNIX)
@@ -25,9 +46,9 @@ def open_listener(listen: Listen) -> socket.socket:
         listener = socket.socket(socket.AF_INET6 if ":" in listen.host else socket.AF_INET)
     try:
         _bind(listener, listen)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise OSError(error.errno, f"cannot listen: {error.strerror}", str(listen)) from error
+        raise
     return listener
 
 

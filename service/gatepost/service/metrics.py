@@ -67,7 +67,7 @@ SRS_REWRITES = Counter(
 )
 SRS_REVERSALS = Counter(
     "gatepost_srs_reversals_total",
-    "SRS recipients judged. result: original (brought back), forged, expired, foreign.",
+    "SRS recipients judged. result: original (brought back), forged, expired, unknown, foreign.",
     ("result",),
 )
 SPF_DECISIONS = Counter(

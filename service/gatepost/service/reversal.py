@@ -17,6 +17,8 @@ from gatepost.service.srs_config import COMPACT, Format
 from gatepost.srs import Address, AddressError, Expired, HashMismatch, NotSrs, SrsError
 
 DAY_S = 86400
+SKEW_S = 300
+"""How far the clock of another host with the same keys may be ahead."""
 Stored = Callable[[str], Optional[str]]
 """The original address that the store has for a token, None where it has none."""
 
@@ -30,6 +32,8 @@ class Bounce(Enum):
     ORIGINAL = "original"
     FORGED = "forged"
     EXPIRED = "expired"
+    UNKNOWN = "unknown"
+    """Compact, and the store has no original for its token: expired long ago, forged, or in another host's store."""
 
 
 class Reversal(NamedTuple):
@@ -70,9 +74,10 @@ def reverse(snapshot: Snapshot, rcpt: str, now: int, stored: Stored) -> Reversal
     found = _NOT_SRS
     for spelling in _spellings(address):
         try:
-            return Reversal(Bounce.ORIGINAL, str(_original(snapshot, spelling, day(now), stored)))
-        except HashMismatch:
-            found = Reversal(Bounce.FORGED if _mints(snapshot, domain) else Bounce.FOREIGN)
+            return Reversal(Bounce.ORIGINAL, str(_original(snapshot, spelling, now, stored)))
+        except HashMismatch as error:
+            bounce = Bounce.UNKNOWN if isinstance(error, _Unknown) else Bounce.FORGED
+            found = Reversal(bounce if _mints(snapshot, domain) else Bounce.FOREIGN)
         except Expired:
             return Reversal(Bounce.EXPIRED)
         except (NotSrs, AddressError):
@@ -89,7 +94,11 @@ def _spellings(address: Address) -> Sequence[Address]:
         return (address,)
 
 
-def _original(snapshot: Snapshot, address: Address, day: int, stored: Stored) -> Address:
+class _Unknown(HashMismatch):
+    """The store has no original for a token."""
+
+
+def _original(snapshot: Snapshot, address: Address, now: int, stored: Stored) -> Address:
     """Return the original by the first format that verifies *address*. Raises SrsError.
 
     `SRS0=…=a+SRS=…` has the form of both formats, so that a wrong hash for one does not end the search.
@@ -97,11 +106,15 @@ def _original(snapshot: Snapshot, address: Address, day: int, stored: Stored) ->
     failure: SrsError = NotSrs("no format that is reversed here")
     for read in _readers(snapshot, stored):
         try:
-            return read(address, day)
+            return read(address, day(now))
         except NotSrs:
             continue
         except HashMismatch as error:
             failure = error
+        except Expired:
+            if day(now + SKEW_S) == day(now):
+                raise
+            return read(address, day(now + SKEW_S))  # made just now, where it is tomorrow already
     raise failure
 
 
@@ -118,7 +131,7 @@ def _readers(snapshot: Snapshot, stored: Stored) -> Iterator[Callable[[Address, 
 def _read_compact(snapshot: Snapshot, stored: Stored, address: Address, day: int) -> Address:
     text = stored(snapshot.compact.token(address))
     if text is None:
-        raise HashMismatch("the store does not know the token")
+        raise _Unknown("the store does not know the token")
     original = Address.parse(text)
     snapshot.compact.verify(address, original, day)
     return original

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Optional
 
 from gatepost.relay import Organization, normalize_domain
-from gatepost.service.addresses import decode_xtext, domain_of, parse_address
+from gatepost.service.addresses import decode_xtext, domain_of, parse_address, routed
 from gatepost.service.reversal import Bounce, day, ours, reverse
 from gatepost.service.snapshot import Snapshot, mailbox_domain, mint_domain
 from gatepost.service.srs_config import COMPACT, Form, Format
@@ -82,7 +82,7 @@ def _fits(snapshot: Snapshot, address: Address, domain: str) -> None:
 
 def _listed(snapshot: Snapshot, domain: Optional[str]) -> bool:
     """Tell whether the lists let a sender's domain be rewritten. What has none is in no list."""
-    if snapshot.include and not (domain and snapshot.include.match(domain)):
+    if snapshot.include is not None and not (domain and snapshot.include.match(domain)):
         return False
     return not (domain and snapshot.exclude.match(domain))
 
@@ -135,7 +135,8 @@ def _rewritten(
         if form is Form.LONG:
             raise
         long = ""
-    fits = long and len(long.rpartition("@")[0].encode()) <= MAX_LOCAL_OCTETS
+    # To Postfix a recipient with %, ! or a second @ is a route to elsewhere: it would refuse the bounces.
+    fits = long and len(long.rpartition("@")[0].encode()) <= MAX_LOCAL_OCTETS and not routed(long)
     if form is Form.LONG or (form is Form.AUTO and fits):
         return Rewritten(long, BOUNCES if mailbox == BOUNCES else "forward")
     compact = snapshot.compact.forward(original, compact_domain, day(now))
@@ -168,7 +169,8 @@ def _to_rewrite(snapshot: Snapshot, address: Address, now: int) -> Address:
     """Return what is to be rewritten for *address*: the first sender, if this host rewrote it before others did.
 
     Others' layers above the first one are left out, so that a chain of forwarders does not grow without end. A layer
-    that claims to be this host's and is not stays wrapped: nobody gets a sender of his making in our domains.
+    that claims to be this host's and is not stays wrapped: nobody chooses a mailbox of ours as the sender. A compact
+    one names no mailbox and goes as it is, without asking the store.
     """
     first = first_hop(address)
     if first == address or not ours(snapshot, normalize_domain(first.domain)) or _own_compact(snapshot, first):

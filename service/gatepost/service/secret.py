@@ -14,14 +14,14 @@ import re
 import secrets
 import stat
 from collections.abc import Sequence
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key, Keys
 
 _EPOCH = date(1970, 1, 1)
-_SIGNS_FROM = re.compile(rb"#\s*signs from\b\s*(.*)")
+_SIGNS_FROM = re.compile(rb"#\s*signs from\s+(\d\S*?)(?:[\s,;:.].*)?", re.IGNORECASE)
 
 
 def read_keys(path: Path) -> Keys:
@@ -52,7 +52,7 @@ def _keys(octets: bytes, path: Path) -> list[Key]:
         comment = _SIGNS_FROM.fullmatch(line)
         if comment:
             try:
-                signs_from = (date.fromisoformat(comment[1].decode("ascii", "replace")) - _EPOCH).days
+                signs_from = (datetime.strptime(comment[1].decode("ascii", "replace"), "%Y-%m-%d").date() - _EPOCH).days
             except ValueError:
                 raise ConfigError([f'{path}: line {number}: "# signs from" takes a day such as 2026-11-23']) from None
         elif line and not line.startswith(b"#"):
@@ -85,28 +85,27 @@ def new_secret() -> bytes:
     return base64.b64encode(secrets.token_bytes(32))
 
 
-def rotated(keys: Sequence[Key], new: bytes, signs_from: int, today: int, validity_days: int) -> list[Key]:
-    """Return *keys* with *new* in front of them, less those whose addresses have all expired. Days since 1970-01-01.
+def rotated(
+    keys: Sequence[Key], new: bytes, signs_from: int, today: int, validity_days: int, changed_on: int
+) -> list[Key]:
+    """Return *keys* with *new*, which signs from *signs_from*, in front, less those whose addresses have all expired.
 
-    A key in front that has not begun to sign yet is kept, and *new* not needed: it then begins on *signs_from*, where
-    that is sooner.
+    Days since 1970-01-01. changed_on: when the file was written last; a key without a date may have signed until then.
     """
-    if keys[0].signs_from > today:
-        renewed = [keys[0]._replace(signs_from=min(keys[0].signs_from, signs_from)), *keys[1:]]
-    else:
-        renewed = [Key(new, signs_from), *keys]
-    kept = renewed[:1]
-    replaced_on = renewed[0].signs_from
-    for key in renewed[1:]:
-        if today <= replaced_on + validity_days:  # a day more than the last address lives, for clocks differ
+    kept = [Key(new, signs_from)]
+    replaced_on = signs_from
+    for key in keys:
+        signed_until = replaced_on if key.signs_from else max(replaced_on, changed_on)
+        if today <= signed_until + validity_days:  # a day more than the last address lives, for clocks differ
             kept.append(key)
-        replaced_on = min(replaced_on, key.signs_from or replaced_on)  # without a date it may have come at any time
+        replaced_on = min(replaced_on, key.signs_from or replaced_on)
     return kept
 
 
 def write_secret(path: Path, keys: Sequence[Key]) -> None:
     """Replace the file at once by one with *keys*, same owner and mode. Raises OSError; the old one then stays."""
-    lines = [b"# One secret a line; the first one that has begun to sign signs, all of them verify.\n"]
+    path = path.resolve()  # where it is a link, to what all hosts share perhaps
+    lines: list[bytes] = []
     for key in keys:
         if key.signs_from:
             lines.append(f"# signs from {iso_day(key.signs_from)}\n".encode())

@@ -33,7 +33,7 @@ class Snapshot:
     classic: Classic
     compact: Compact
     exclude: Patterns
-    include: Patterns
+    include: Optional[Patterns]
     reversed_forms: frozenset[str]
     srs_domains: dict[str, str]
     enforcing: bool
@@ -86,7 +86,7 @@ def build(config: Config, keys: Keys) -> Snapshot:
         ),
         compact=Compact(keys, srs.validity_days),
         exclude=Patterns(srs.exclude),
-        include=Patterns(srs.include),
+        include=Patterns(srs.include) if srs.include or srs.include_file else None,
         reversed_forms=frozenset(filter(srs.reverses, (*(item.value for item in Format), COMPACT))),
         srs_domains=srs_domains,
         enforcing=any(item.mode is Mode.ENFORCE for item in settings.values()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -58,7 +59,8 @@ class Srs0Config:
 class SrsConfig:
     """[srs]: *hash_length* in base32 characters, *validity_days* in days.
 
-    exclude, include: domain patterns of lists and files together; an empty include is everybody.
+    exclude, include: domain patterns of lists and files together. exclude_listed, include_listed: how many of them, the
+    first ones, stand in the configuration itself.
     """
 
     secret_file: Path = Path(DEFAULT_STATE_DIRECTORY) / "srs.secret"
@@ -74,6 +76,8 @@ class SrsConfig:
     include: tuple[str, ...] = ()
     exclude_file: Optional[Path] = None
     include_file: Optional[Path] = None
+    exclude_listed: int = 0
+    include_listed: int = 0
     only_spf: bool = False
     outgoing_addresses: tuple[str, ...] = ()
     srs0: Srs0Config = field(default_factory=Srs0Config)
@@ -89,12 +93,25 @@ class SrsConfig:
         return tuple(filter(None, (self.exclude_file, self.include_file)))
 
 
+def forgotten(before: SrsConfig, after: SrsConfig) -> Iterator[str]:
+    """Yield, in words, which addresses that were brought back *before* no longer are."""
+    for form in (Format.EXCHANGE.value, Format.SRS0.value, COMPACT):
+        if before.reverses(form) and not after.reverses(form):
+            yield f'addresses of the form {form} are no longer brought back; srs.also_reverse = ["{form}"] would'
+    if after.reverses(Format.EXCHANGE.value) and before.hash_length != after.hash_length:
+        yield f"srs.hash_length: addresses with a hash of {before.hash_length} characters are no longer brought back"
+    if after.reverses(Format.SRS0.value) and before.srs0.hash_minimum < after.srs0.hash_minimum:
+        yield "srs.srs0.hash_minimum: addresses with a shorter hash are no longer brought back"
+
+
 def srs(table: Table, state: Path, folder: Path) -> SrsConfig:
     """Return [srs]; *state*: the state directory, *folder*: of the configuration file."""
     default = SrsConfig()
     formats = [item.value for item in Format]
     exclude_file, excluded = fields.pattern_file(table, "exclude_file", folder)
     include_file, included = fields.pattern_file(table, "include_file", folder)
+    excluded_here, included_here = fields.patterns(table, "exclude"), fields.patterns(table, "include")
+    srs0_table = table.table("srs0")
     config = SrsConfig(
         secret_file=state / table.string("secret_file", "srs.secret"),
         format=Format(table.string("format", default.format.value, allowed=formats)),
@@ -105,18 +122,31 @@ def srs(table: Table, state: Path, folder: Path) -> SrsConfig:
         reverse=ReverseBy(table.string("reverse", default.reverse.value, allowed=[item.value for item in ReverseBy])),
         accept_from=table.string("accept_from", default.accept_from, allowed=["bounces", "everyone"]),
         failures_per_hour=table.integer("failures_per_hour", default.failures_per_hour, lowest=0, highest=1_000_000),
-        exclude=(*fields.patterns(table, "exclude"), *excluded),
-        include=(*fields.patterns(table, "include"), *included),
+        exclude=(*excluded_here, *excluded),
+        include=(*included_here, *included),
         exclude_file=exclude_file,
         include_file=include_file,
+        exclude_listed=len(excluded_here),
+        include_listed=len(included_here),
         only_spf=table.boolean("only_spf", default=default.only_spf),
         outgoing_addresses=_ip_addresses(table, "outgoing_addresses"),
-        srs0=_srs0(table.table("srs0")),
+        srs0=_srs0(srs0_table),
     )
     if config.only_spf and table.is_empty("outgoing_addresses"):
         table.problem("outgoing_addresses", "missing: only_spf needs the IP addresses from which mail leaves")
+    _warn_of_the_other_format(table, srs0_table, config)
     table.close()
     return config
+
+
+def _warn_of_the_other_format(table: Table, srs0: Table, config: SrsConfig) -> None:
+    """Note what is set for a format that is neither made nor brought back: the two have a hash_length each."""
+    without_effect = 'has no effect: srs.format is "{}", and srs.also_reverse has no "{}"'
+    if not config.reverses(Format.EXCHANGE.value) and not table.is_empty("hash_length"):
+        text = without_effect.format(config.format.value, Format.EXCHANGE.value)
+        table.notes.warn(table.key("hash_length"), f"{text}; that of SRS0 is srs.srs0.hash_length")
+    if not config.reverses(Format.SRS0.value) and not all(map(srs0.is_empty, vars(Srs0Config()))):
+        table.notes.warn(srs0.path, without_effect.format(config.format.value, Format.SRS0.value))
 
 
 def _srs0(table: Table) -> Srs0Config:
@@ -139,7 +169,8 @@ def _ip_addresses(table: Table, name: str) -> tuple[str, ...]:
         try:
             found.append(str(ipaddress.ip_address(text)))
         except ValueError:
-            table.problem(f"{name}[{index}]", f'"{text}" is no IP address (e.g. "192.0.2.1")')
+            fitting = "networks are not taken, list each address" if "/" in text else 'e.g. "192.0.2.1"'
+            table.problem(f"{name}[{index}]", f'"{text}" is no IP address ({fitting})')
     return tuple(found)
 
 

@@ -26,6 +26,7 @@ from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
 from gatepost.service.series import Series, clear, fold
 from gatepost.service.snapshot import Snapshot, build, load_snapshot
+from gatepost.service.srs_config import forgotten
 from gatepost.service.tables import ConfigError
 
 START_S = 10.0
@@ -42,6 +43,9 @@ RESPAWN_S = 1.0
 _TICK_S = 0.1
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1
+
+
+Stamps = dict[Path, tuple[int, int, int, int]]
 
 
 class Daemon(Protocol):
@@ -106,7 +110,7 @@ class Supervisor:
         self._before: Optional[Snapshot] = None  # while a reload is under way: what was in force
         self._reload_by = 0.0
         self._again = False
-        self._stamps = _stamps(snapshot.config)
+        self._stamps = self._stamps_seen = _stamps(snapshot.config)
         self._look_at = 0.0
         self._folder = series_folder(snapshot.config)
 
@@ -250,7 +254,8 @@ class Supervisor:
         self._look_at = now + LOOK_S
         stamps = _stamps(self._snapshot.config)
         changed = [str(path) for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
-        if changed:
+        settled, self._stamps_seen = stamps == self._stamps_seen, stamps  # else it may still be being written
+        if changed and settled:
             self._stamps = stamps
             log.info(f"changed: {', '.join(changed)}; loading the configuration anew")
             ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -265,7 +270,7 @@ class Supervisor:
             self._before = None
             self._changing = "configuration reloaded"
             self._count_reload("loaded")
-            for warning in self._snapshot.config.warnings:
+            for warning in (*self._snapshot.config.warnings, *forgotten(before.config.srs, self._snapshot.config.srs)):
                 log.warning(warning)
         elif time.monotonic() > self._reload_by:
             log.error("the workers with the new configuration did not get ready")
@@ -376,15 +381,15 @@ def first_snapshot(path: Path) -> Snapshot:
     return build(config, read_keys(config.srs.secret_file))
 
 
-def _stamps(config: Config) -> dict[Path, tuple[int, int, int]]:
-    """Return what tells a change of the files that *config* names: time in nanoseconds, inode, size."""
+def _stamps(config: Config) -> Stamps:
+    """Return what tells a change of the files that *config* names: times in nanoseconds, inode, size."""
     found = {}
     for path in (config.srs.secret_file, *config.srs.watched):
         try:
             status = path.stat()
-            found[path] = (status.st_mtime_ns, status.st_ino, status.st_size)
+            found[path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
         except OSError:  # seen again once it is there
-            found[path] = (0, 0, 0)
+            found[path] = (0, 0, 0, 0)
     return found
 
 

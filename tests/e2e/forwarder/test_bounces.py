@@ -107,11 +107,28 @@ def test_ndr_for_several_senders_reaches_each_of_them_once(forwarder: Forwarder)
     assert forwarder.inside("list") == [""]
 
 
+@pytest.mark.parametrize("sender", ["bob@fabrikam.com", "bob+tag@fabrikam.com", "bounce=john@fabrikam.com"])
 @pytest.mark.parametrize("plus", ["+", "%2B"])
-def test_ndr_to_an_address_that_the_mta_has_percent_encoded_is_returned(forwarder: Forwarder, plus: str) -> None:
-    encoded = rewritten_p1(forwarder).replace("+", plus).replace("=", "%3D")
+def test_ndr_to_an_address_that_the_mta_has_percent_encoded_is_returned(
+    forwarder: Forwarder, plus: str, sender: str
+) -> None:
+    forwarder.bob_writes("john.work@contoso.com", sender=sender)
+    local, _, domain = forwarder.only_mail().mail_from.rpartition("@")
+    forwarder.stage.internet.messages.clear()
+    mailbox, _, rest = local.partition("+")
+    encoded = f"{mailbox}{plus}{rest.replace('+', '%2B').replace('=', '%3D')}@{domain}"
     forwarder.bob_writes(encoded, sender="", message=NDR, client="203.0.113.9", rcpt_options="NOTIFY=NEVER")
-    assert forwarder.left() == [TO_BOB]
+    assert forwarder.left() == [("", sender)]
+
+
+@pytest.mark.parametrize("local", ["list%other", "host!list", '"a@b"'])
+def test_sender_whose_address_would_be_a_route_gets_his_bounce_too(forwarder: Forwarder, local: str) -> None:
+    sender = f"{local}@fabrikam.com"
+    forwarder.bob_writes("john.work@contoso.com", sender=sender)
+    p1 = forwarder.only_mail().mail_from
+    forwarder.stage.internet.messages.clear()
+    forwarder.bob_writes(p1, sender="", message=NDR, client="203.0.113.9")
+    assert forwarder.left() == [("", sender)]
 
 
 def test_bounce_of_one_of_two_forwarded_copies_leaves_the_other_alone(forwarder: Forwarder) -> None:

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One message as the milter collects it, and what its headers tell of the way that it came."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from email.utils import getaddresses
+from typing import Optional, Protocol
+
+from gatepost.relay import Client
+from gatepost.service.flow import Judgement, Treatment
+from gatepost.service.hops import Hop, Hops
+from gatepost.service.replies import Reply
+
+# Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
+_RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
+_BY_SMTP = re.compile(r"\bwith (?:UTF8)?E?SMTPS?A?\b")
+_FROM_HERE = re.compile(r"from [^\n]*\[(?:127\.\d+\.\d+\.\d+|IPv6:::1)\]")
+
+
+class Changes(Protocol):
+    """What the end of a message can change of its envelope; each raises where the MTA has gone."""
+
+    def sender(self, address: str) -> None: ...
+
+    def add_recipient(self, address: str) -> None: ...
+
+    def delete_recipient(self, path: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Recipient:
+    """One that was let through RCPT and is no SRS address, with what was decided of it there."""
+
+    rcpt: str
+    judgement: Judgement
+
+
+@dataclass
+class Transaction:
+    """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
+
+    returning: SRS recipients as given, with the original sender that each stands for. first: what was decided for the
+    first recipient of all. spared: SPF lets P1 leave as it is; None: not asked. sieve: who redirected it, by Sieve's
+    header. orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names
+    of this Postfix in Received lines, empty below the first line that is another's. refusal: of a message from
+    sendmail(1), which can be answered at its end only.
+    """
+
+    reverse_path: str
+    client: Client
+    bypassed: bool
+    recipients: list[Recipient] = field(default_factory=list)
+    returning: list[tuple[str, str]] = field(default_factory=list)
+    first: Optional[Treatment] = None
+    spared: Optional[bool] = None
+    headers_from: list[str] = field(default_factory=list)
+    received: bool = False
+    sieve: str = ""
+    egress_rcpt: str = ""
+    orcpt: str = ""
+    hop: Optional[Hop] = None
+    own_hosts: Optional[set[str]] = None
+    reference: str = ""
+    refusal: Optional[Reply] = None
+
+    def may_redirect(self, *, egress: bool, local: bool) -> bool:
+        """Tell whether a Sieve header at this place can be of this host: above the line of the message's entrance.
+
+        One from outside stands below that. On the egress hop lines of this host may stand above it.
+        """
+        if egress:
+            return self.hop is None and self.own_hosts != set()
+        return local and not self.received
+
+    def follow_received(self, value: str, hostname: str, hops: Hops, now: int) -> None:
+        """Look the message up by the queue IDs of this Postfix, *hostname*.
+
+        The topmost Received line's, and those below it for as long as they are its own; local(8) adds one for each
+        forwarding.
+        """
+        found = _RECEIVED.search(value)
+        if self.own_hosts is None:
+            self.own_hosts = {hostname, found[1]} if found else set()
+        if found is None or found[1] not in self.own_hosts:
+            self.own_hosts = set()
+            return
+        self.hop = hops.get(found[2], now)
+        self.reference = self.hop.reference if self.hop else ""
+        if self.hop is None and _BY_SMTP.search(value) and not _FROM_HERE.match(value):
+            self.own_hosts = set()  # the entrance, unknown; what stands below is the client's own
+
+
+def header_addresses(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the addr-specs in the values of From headers, as they stand there (RFC 5322, 3.6.2)."""
+    try:
+        return tuple(address for _, address in getaddresses(list(values)) if address)
+    except RecursionError:  # groups in groups in groups
+        return ()

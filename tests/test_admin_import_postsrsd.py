@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional
 
 import pytest
 
 from gatepost.admin import import_postsrsd, postsrsd_settings
+from gatepost.admin.sandbox import temporary_root
 from gatepost.service.config import Config, Mode, load
 from gatepost.service.srs_config import Form, Format, Srs0Config
 
@@ -37,6 +41,14 @@ secrets-file = "{secret}"
 #separator = "="
 """
 NOTHING_LOST = "RUN_AS, CHROOT: no equal here, and nothing that an SRS address depends on"
+FORM_AUTO = (
+    'form = "auto": long senders get an address whose original this host alone has. Where other hosts have the same'
+    ' secret: form = "long", or one PostgreSQL in store.url'
+)
+BASE64URL = (
+    "base64url = true, for postsrsd 2.2.6 and newer write - and _ in hashes. Where an older one on another host has the"
+    " same secret, set it to false until that is moved, too"
+)
 
 
 class Host:
@@ -71,6 +83,15 @@ class Host:
         return [line[len("note: ") :] for line in self.err.splitlines() if line.startswith("note: ")]
 
 
+@contextmanager
+def nobody() -> Iterator[None]:
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
 @pytest.fixture
 def host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Host:
     return Host(tmp_path, capsys)
@@ -92,13 +113,17 @@ def test_settings_of_debian_12_become_a_configuration_that_loads(host: Host) -> 
     assert config.srs.secret_file == host.state / "srs.secret"
     assert [str(item) for item in config.policyd.tcp_table_forward] == ["inet:127.0.0.1:10001"]
     assert [str(item) for item in config.policyd.tcp_table_reverse] == ["inet:127.0.0.1:10002"]
-    assert host.notes == [NOTHING_LOST]
+    assert host.notes == [FORM_AUTO, NOTHING_LOST]
 
 
 def test_main_cf_of_1_x_stays(host: Host) -> None:
     host.moved(DEBIAN_1)
-    assert "main.cf stays as it is" in host.out
-    assert "canonical_maps" not in host.out
+    assert host.out.splitlines()[-4:] == [
+        "main.cf stays as it is: gatepost answers where postsrsd did. Mail waits while neither of them runs:",
+        "    systemctl disable --now postsrsd",
+        "    runuser -u gatepost -- gatepost policyd",
+        "The last one stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement.",
+    ]
 
 
 def test_excluded_name_with_a_dot_in_front_becomes_a_pattern_for_subdomains(host: Host) -> None:
@@ -147,17 +172,54 @@ def test_command_in_srs_domain_is_not_run_and_gives_way_to_the_option(host: Host
 
 def test_option_that_contradicts_the_srs_domain_is_refused(host: Host) -> None:
     assert host.run(DEBIAN_1, domain="fabrikam.com") == os.EX_CONFIG
-    assert host.err.startswith("--domain: postsrsd's SRS domain is contoso.com, ")
+    assert host.err == (
+        "--domain: postsrsd's SRS domain is contoso.com, and the addresses that it made end in that; leave"
+        " --domain out\n"
+    )
 
 
 def test_always_rewrite_of_1_x_is_named_with_what_it_means(host: Host) -> None:
     host.moved(DEBIAN_1 + 'SRS_EXTRA_OPTIONS="-A -t60"\n')
-    assert [note.split(" ")[:2] for note in host.notes] == [
+    assert [note.split(" ")[:2] for note in host.notes[:2]] == [
         ["SRS_EXTRA_OPTIONS:", "-A:"],
         ["SRS_EXTRA_OPTIONS:", "-t60"],
-        ["RUN_AS,", "CHROOT:"],
     ]
     assert "still brings back" in host.notes[0]
+
+
+def test_extra_option_is_named_with_its_argument(host: Host) -> None:
+    host.moved(DEBIAN_1 + 'SRS_EXTRA_OPTIONS="-4 -t 60 -D"\n')
+    assert host.notes[:3] == [
+        "SRS_EXTRA_OPTIONS: -4 has no equal here and is not carried over",
+        "SRS_EXTRA_OPTIONS: -t 60 has no equal here and is not carried over",
+        "SRS_EXTRA_OPTIONS: -D has no equal here and is not carried over",
+    ]
+
+
+@pytest.mark.parametrize("host_name", ["0.0.0.0", "*", "192.0.2.5", "mail.contoso.com"])
+def test_address_that_other_hosts_reach_is_noted(host: Host, host_name: str) -> None:
+    host.moved(f"{DEBIAN_1}SRS_LISTEN_ADDR={host_name}\n")
+    shown = host_name.replace("*", "0.0.0.0")
+    assert (
+        f"SRS_LISTEN_ADDR: {shown} lets other hosts ask for SRS addresses; where only Postfix on this host does, write"
+        " 127.0.0.1" in host.notes
+    )
+
+
+@pytest.mark.parametrize("host_name", ["127.0.0.1", "localhost", "::1", "127.0.0.2"])
+def test_address_on_loopback_is_not_noted(host: Host, host_name: str) -> None:
+    host.moved(f"{DEBIAN_1}SRS_LISTEN_ADDR={host_name}\n")
+    assert host.notes == [FORM_AUTO, NOTHING_LOST]
+
+
+def test_word_that_a_shell_would_run_is_noted_and_not_run(host: Host) -> None:
+    """postsrsd's start script sources the file: b.example is no part of the list there."""
+    config = host.moved(DEBIAN_1 + "SRS_EXCLUDE_DOMAINS=a.example;b.example\n")
+    assert config.srs.exclude == ("a.example",)
+    assert host.notes[0] == (
+        "b.example: for the shell a command, which is not run and not carried over; put quotes round a list that it"
+        " belongs to"
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,18 +237,21 @@ def test_hash_lengths_out_of_range_are_changed_and_said(
 ) -> None:
     config = host.moved(f"{DEBIAN_1}SRS_HASHLENGTH={length}\nSRS_HASHMIN={minimum}\n")
     assert (config.srs.srs0.hash_length, config.srs.srs0.hash_minimum) == expected
-    others = [note for note in host.notes if note != NOTHING_LOST]
+    others = [note for note in host.notes if note not in (NOTHING_LOST, FORM_AUTO)]
     assert [note[: len(said)] for note in others] == [said] if said else others == []
 
 
 def test_all_problems_come_at_once(host: Host) -> None:
-    text = DEBIAN_1 + "SRS_DOMAIN=contoso..com\nSRS_SEPARATOR=.\nSRS_FORWARD_PORT=srs\nSRS_EXCLUDE_DOMAINS=a..b\n"
+    text = DEBIAN_1 + "SRS_DOMAIN=contoso..com\nSRS_SEPARATOR=.\nSRS_FORWARD_PORT=srs\nSRS_REVERSE_PORT=70000\n"
+    text += "SRS_EXCLUDE_DOMAINS=a..b,*.bar.com\n"
     assert host.run(text) == os.EX_CONFIG
     assert host.err.splitlines() == [
         'SRS_DOMAIN: "contoso..com" is not a domain name',
         'SRS_SEPARATOR: "." is not one of "=", "+", "-"',
         'SRS_EXCLUDE_DOMAINS: "a..b" is not a domain name',
+        'SRS_EXCLUDE_DOMAINS: "*.bar.com" is not a domain name (postsrsd writes subdomains as .bar.com)',
         'SRS_FORWARD_PORT: "srs" is not a whole number',
+        "SRS_REVERSE_PORT: 70000 is not a port (1 to 65535)",
     ]
 
 
@@ -199,12 +264,15 @@ def test_settings_of_postsrsd_2_become_a_configuration_that_loads(host: Host) ->
     assert config.srs.srs0 == Srs0Config("=", 4, 4, base64url=True)
     assert [str(item) for item in config.policyd.listen] == ["unix:/var/spool/postfix/gatepost/policyd.sock"]
     assert config.policyd.tcp_table_forward == ()
-    assert [note.partition(",")[0] for note in host.notes] == ["base64url = true"]
+    assert host.notes == [FORM_AUTO, BASE64URL]
 
 
 def test_main_cf_lines_for_a_unix_socket_are_printed(host: Host) -> None:
     host.moved(DEBIAN_2)
-    assert host.out.splitlines()[-6:] == [
+    assert host.out.splitlines()[-9:] == [
+        "Start gatepost beside postsrsd; it listens on unix:/var/spool/postfix/gatepost/policyd.sock:",
+        "    runuser -u gatepost -- gatepost policyd",
+        "That stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement.",
         "Then these lines of main.cf, and `postfix reload`:",
         "    sender_canonical_maps = socketmap:unix:gatepost/policyd.sock:forward",
         "    sender_canonical_classes = envelope_sender",
@@ -230,6 +298,16 @@ def test_tcp_socketmap_is_taken_over_and_main_cf_stays(host: Host, socketmap: st
     assert "main.cf stays as it is" in host.out
 
 
+def test_tcp_socketmap_that_other_hosts_reach_is_noted(host: Host) -> None:
+    host.moved(DEBIAN_2 + "socketmap = inet:*:10003\n")
+    assert host.notes[0].startswith("socketmap: 0.0.0.0 lets other hosts ask for SRS addresses; ")
+
+
+def test_tcp_socketmap_with_a_port_that_is_none_is_refused(host: Host) -> None:
+    assert host.run(DEBIAN_2 + "socketmap = inet:localhost:70000\n") == os.EX_CONFIG
+    assert host.err == "socketmap: 70000 is not a port (1 to 65535)\n"
+
+
 def test_srs_domain_is_the_first_of_the_accepted_domains(host: Host) -> None:
     text = (
         "srs-domain = srs.contoso.com secrets-file={secret}\n"
@@ -251,11 +329,18 @@ def test_comments_lists_over_lines_and_additions_are_read_as_libconfuse_does(hos
 
 
 @pytest.mark.parametrize(
-    "text", ["srs-domain : a.example", "domains = {a.example b.example}", 'separator = "', "a = ="]
+    ("text", "why"),
+    [
+        ("srs-domain : a.example", 'line 1: ":" where = or += is due'),
+        ("# one\ndomains = {a.example\n b.example}", 'line 3: "b.example" where , is due'),
+        ('\nseparator = "', "line 2"),
+        ("a = =", 'line 1: "=" where a word is due'),
+        ("domains = {\na.example\n\n", 'line 2: "the end" where , is due'),
+    ],
 )
-def test_what_postsrsd_cannot_read_is_refused(host: Host, text: str) -> None:
+def test_what_postsrsd_cannot_read_is_refused_with_its_line(host: Host, text: str, why: str) -> None:
     assert host.run(text) == os.EX_DATAERR
-    assert host.err.startswith(f"{host.settings}: is not in postsrsd's syntax: ")
+    assert host.err == f"{host.settings}: is not in postsrsd's syntax: {why}\n"
 
 
 def test_domains_file_is_read_on_as_exclude_file(host: Host) -> None:
@@ -279,6 +364,7 @@ def test_database_becomes_the_compact_form_and_postsrsd_stays_for_its_own_addres
     config = host.moved(DEBIAN_2 + 'original-envelope = database\nenvelope-database = "sqlite:senders.db"\n')
     assert config.srs.form is Form.COMPACT
     assert host.notes[0].startswith("original-envelope: ")
+    assert host.notes[1] == FORM_AUTO.replace("auto", "compact").replace("long senders", "senders")
     assert (
         "    recipient_canonical_maps = socketmap:unix:srs:reverse, socketmap:unix:gatepost/policyd.sock:reverse\n"
         in host.out
@@ -293,7 +379,8 @@ def test_settings_of_2_x_without_equal_are_named(host: Host) -> None:
     assert [note.partition(": ")[0] for note in host.notes] == [
         "always-rewrite",
         "milter",
-        host.notes[2].partition(": ")[0],
+        FORM_AUTO.partition(": ")[0],
+        BASE64URL.partition(": ")[0],
         "seccomp, syslog",
         "future",
     ]
@@ -358,6 +445,29 @@ def test_missing_secret_is_said(host: Host) -> None:
     assert host.err == f"{host.secret}: the secret cannot be read: No such file or directory\n"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root takes another user's place")
+def test_unreadable_secret_asks_for_root_and_is_a_note_where_nothing_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with temporary_root() as root:
+        settings, secret = root / "postsrsd", root / "postsrsd.secret"
+        settings.write_text(DEBIAN_1.replace("{secret}", str(secret)))
+        secret.touch(0o600)
+        said = f"{secret}: the secret cannot be read: Permission denied; run this as root\n"
+        with nobody():
+            assert import_postsrsd.run([settings], root / "gatepost.toml") == os.EX_NOPERM
+            assert capsys.readouterr().err == said
+            assert import_postsrsd.run([settings], None) == os.EX_OK
+            assert f"note: {said}" in capsys.readouterr().err
+
+
+def test_missing_secret_is_a_note_where_nothing_is_written(host: Host) -> None:
+    host.secret.unlink()
+    assert host.run(DEBIAN_1, output=False) == os.EX_OK
+    assert host.notes[-1] == f"{host.secret}: the secret cannot be read: No such file or directory"
+    assert 'format = "srs0"' in host.out
+
+
 def test_secret_is_never_printed(host: Host) -> None:
     host.secret.write_bytes(b"tops3cret\n tops3cret\n")
     host.run(DEBIAN_1)
@@ -373,7 +483,10 @@ def test_secret_is_never_printed(host: Host) -> None:
 def test_configuration_that_is_there_is_not_overwritten(host: Host) -> None:
     host.configuration.write_text("mine")
     assert host.run(DEBIAN_1) == os.EX_CANTCREAT
-    assert host.err == f"{host.configuration}: exists, and is never overwritten; --stdout prints what it would hold\n"
+    assert host.err == (
+        f"{host.configuration}: exists, and is never overwritten; move it away and run this again, or merge by hand"
+        " what --stdout prints\n"
+    )
     assert host.configuration.read_text() == "mine"
     assert not list(host.state.iterdir())
 
@@ -383,9 +496,47 @@ def test_other_secret_that_is_there_is_not_overwritten(host: Host) -> None:
     copy.touch(0o600)
     copy.write_bytes(b"other\n")
     assert host.run(DEBIAN_1) == os.EX_CANTCREAT
-    assert host.err.startswith(f"{copy}: exists with other secrets, and is never overwritten. ")
+    assert host.err == (
+        f"{copy}: exists with other secrets, and is never overwritten. Append postsrsd's and run this again:"
+        f" (echo; cat {host.secret}) >>{copy}; or move it away if no address was made with it\n"
+    )
     assert copy.read_bytes() == b"other\n"
     assert not host.configuration.exists()
+
+
+def test_secret_that_has_been_appended_as_told_is_kept(host: Host) -> None:
+    host.secret.write_bytes(b"tops3cret\nolder")
+    copy = host.state / "srs.secret"
+    copy.touch(0o600)
+    copy.write_bytes(b"other")
+    assert host.run(DEBIAN_1) == os.EX_CANTCREAT
+    command = host.err.partition("run this again: ")[2].rpartition("; or ")[0]
+    subprocess.run(["sh", "-c", command], check=True)
+    before = copy.read_bytes()
+    host.moved(DEBIAN_1)
+    assert host.out.startswith(
+        f"Wrote {host.configuration}; kept {copy}, which has the secrets of {host.secret} already.\n"
+    )
+    assert copy.read_bytes() == before == b"other\ntops3cret\nolder"
+
+
+def test_without_output_a_secret_that_is_there_is_not_told_to_be_replaced(host: Host) -> None:
+    copy = host.state / "srs.secret"
+    copy.write_bytes(b"other\n")
+    host.run(DEBIAN_1, output=False)
+    assert f"The secret, unless it is there already: (echo; cat {host.secret}) >>{copy}\n" in host.err
+    assert "install -m" not in host.err
+
+
+def test_state_directory_is_that_of_the_environment_as_with_the_daemons(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(host.folder)
+    monkeypatch.setenv("STATE_DIRECTORY", "state")
+    host.settings.write_text(DEBIAN_1.replace("{secret}", str(host.secret)))
+    assert import_postsrsd.run([host.settings], host.configuration) == os.EX_OK
+    assert (host.state / "srs.secret").read_bytes() == b"tops3cret\n"
+    assert load(host.configuration).state_directory == host.state
 
 
 def test_import_can_be_run_again_after_its_secret_was_written(host: Host) -> None:
@@ -413,6 +564,35 @@ def test_stdout_has_the_configuration_alone_and_nothing_is_written(host: Host) -
 
 def test_missing_file_is_said(host: Host) -> None:
     assert import_postsrsd.run([host.folder / "none"], None, state_directory=host.state) == os.EX_NOINPUT
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_empty_file_is_said(host: Host, text: str) -> None:
+    assert host.run(text) == os.EX_DATAERR
+    assert host.err == f"{host.settings}: is empty\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root takes another user's place")
+def test_file_for_root_only_asks_for_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "postsrsd.conf"
+    settings.touch(0o600)
+    with nobody():
+        assert import_postsrsd.run([settings], None) == os.EX_NOPERM
+    assert capsys.readouterr().err == f"{settings}: cannot be read: Permission denied; run this as root\n"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root takes another user's place")
+def test_folder_for_root_only_asks_for_root_and_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with temporary_root() as root:
+        settings, secret, state = root / "postsrsd", root / "postsrsd.secret", root / "state"
+        settings.write_text(DEBIAN_1.replace("{secret}", str(secret)))
+        secret.write_bytes(b"tops3cret")
+        state.mkdir(0o700)
+        with nobody():
+            assert import_postsrsd.run([settings], root / "gatepost.toml", state_directory=state) == os.EX_NOPERM
+        said = f"{state}/srs.secret: cannot be written: Permission denied; run this as root\n"
+        assert capsys.readouterr().err == said
+        assert not (root / "gatepost.toml").exists()
 
 
 def test_later_file_wins(host: Host) -> None:

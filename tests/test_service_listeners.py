@@ -13,7 +13,7 @@ import pytest
 from daemonprocess import free_port
 
 from gatepost.service.fields import Listen
-from gatepost.service.listeners import clear_stale, open_listener, remove
+from gatepost.service.listeners import AddressTakenError, clear_stale, open_listener, remove
 
 
 def stale(path: Path) -> None:
@@ -61,12 +61,12 @@ def test_taken_tcp_address_is_refused_by_name() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(OSError, match=rf"cannot listen: Address already in use: 'inet:127.0.0.1:{port}'"):
+        with pytest.raises(OSError, match=rf"^inet:127.0.0.1:{port}: another program listens there$"):
             open_listener(Listen(host="127.0.0.1", port=port))
 
 
 def test_missing_folder_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"cannot listen: No such file or directory: 'unix:/.*/none/s'"):
+    with pytest.raises(OSError, match=r"^unix:/.*/none/s: cannot listen: No such file or directory$"):
         open_listener(Listen(path=str(tmp_path / "none/s")))
 
 
@@ -84,6 +84,14 @@ def test_socket_of_a_living_process_is_refused_and_stays(tmp_path: Path) -> None
             clear_stale(str(tmp_path / "s"))
         assert refused.value.errno == errno.EADDRINUSE
         assert (tmp_path / "s").exists()
+
+
+def test_unix_socket_of_a_living_process_is_refused_by_name(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(tmp_path / "s"))
+        other.listen()
+        with pytest.raises(AddressTakenError, match=r"^unix:/.*/s: another program listens there$"):
+            open_listener(Listen(path=str(tmp_path / "s")))
 
 
 def test_living_process_that_is_too_busy_to_accept_is_not_waited_for(tmp_path: Path) -> None:

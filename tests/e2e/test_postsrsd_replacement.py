@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ virtual_alias_maps = inline:{
   {both@contoso.com = mary@contoso.com, both.home@example.com}
   {gone@contoso.com = nobody@example.com}}
 """
+README = Path(__file__).parents[2] / "examples/postfix/postsrsd-replacement/README.md"
 MESSAGE = b"From: Bob <bob@fabrikam.com>\r\nSubject: lunch\r\nMessage-Id: <1@fabrikam.com>\r\n\r\nhello\r\n"
 NDR = b"From: MAILER-DAEMON@example.com\r\nSubject: undelivered\r\n\r\nno such user\r\n"
 ABROAD = "198.51.100.7"
@@ -203,6 +205,61 @@ def test_bounce_from_outside_goes_back_to_the_original_sender(server: Stage) -> 
 def test_bounce_to_a_lower_cased_address_goes_back(server: Stage) -> None:
     assert server.send("", srs0(server, "erin@fabrikam.com").lower(), NDR, client=ABROAD).accepted
     assert at_internet(server, "erin@fabrikam.com").mail_from == ""
+
+
+def encoded(address: str, signs: str) -> str:
+    for sign in signs:
+        address = address.replace(sign, f"%{ord(sign):02X}")
+    return address
+
+
+@pytest.mark.parametrize("signs", ["=", "=+", "=+/", "+"])
+@pytest.mark.parametrize("user", ["Bob", "bob+list", "bob=x", "b+c=d"])
+def test_bounce_to_an_srs0_address_that_the_mta_has_percent_encoded_goes_back(
+    server: Stage, user: str, signs: str
+) -> None:
+    """Without the command filter Postfix would say "Relay access denied"."""
+    sender = f"{user}@{len(signs)}{signs.count('/')}.fabrikam.com"
+    rcpt = encoded(srs0(server, sender), signs)
+    assert server.send("", rcpt, NDR, client=ABROAD, rcpt_options="NOTIFY=NEVER").accepted
+    assert at_internet(server, sender).mail_from == ""
+
+
+@pytest.mark.parametrize("user", ["heidi", "h+i", "h=i"])
+def test_bounce_to_an_srs1_address_that_the_mta_has_percent_encoded_goes_back(server: Stage, user: str) -> None:
+    sender = FOREIGN.replace("bob", user)
+    assert server.send("", encoded(srs0(server, sender), "=+/"), NDR, client=ABROAD).accepted
+    assert at_internet(server, sender).mail_from == ""
+
+
+def test_bounce_to_a_compact_address_that_the_mta_has_percent_encoded_goes_back(server: Stage) -> None:
+    sender = f"{'h' * 60}@fabrikam.com"
+    rcpt = srs0(server, sender)
+    assert rcpt.startswith("bounces+SRS=")
+    assert server.send("", encoded(rcpt, "=+"), NDR, client=ABROAD).accepted
+    assert at_internet(server, sender).mail_from == ""
+
+
+def test_parameters_behind_a_percent_encoded_recipient_stay_as_they_are(server: Stage) -> None:
+    sender = "judy@fabrikam.com"
+    options = "NOTIFY=NEVER ORCPT=rfc822;judy%3Dx+2By@fabrikam.com"
+    assert server.send("", encoded(srs0(server, sender), "="), NDR, client=ABROAD, rcpt_options=options).accepted
+    (found,) = at_internet(server, sender).rcpt_options
+    assert sorted(found) == options.split()
+
+
+def test_bounce_to_an_address_as_it_was_made_passes_the_command_filter_untouched(server: Stage) -> None:
+    rcpt, start = srs0(server, "kim@fabrikam.com"), len(server.postfix.log())
+    assert server.send("", rcpt, NDR, client=ABROAD, rcpt_options="ORCPT=rfc822;a%b").accepted
+    assert at_internet(server, "kim@fabrikam.com").mail_from == ""
+    assert "replacing command" not in server.postfix.log()[start:]
+
+
+@pytest.mark.parametrize("rcpt", ["ann%3Dx@contoso.com", "ann%example.com@contoso.com", "SRS%3Dx@contoso.com"])
+def test_percent_in_any_other_recipient_is_refused_as_without_gatepost(server: Stage, rcpt: str) -> None:
+    start = len(server.postfix.log())
+    assert str(server.send("", rcpt, NDR, client=ABROAD).last) == f"454 4.7.1 <{rcpt}>: Relay access denied"
+    assert "replacing command" not in server.postfix.log()[start:]
 
 
 def test_bounce_to_two_srs_addresses_and_a_mailbox_reaches_each_once(server: Stage) -> None:
@@ -392,7 +449,11 @@ def test_excluded_domains_stay_excluded(moved: Moved) -> None:
 def test_postsrsd_brings_back_what_gatepost_made_for_who_goes_back(moved: Moved) -> None:
     made = [answer[len("200 ") :] for answer in ask(moved.forward, SENDERS)]
     with temporary_root() as host:
-        (host / "secret").write_bytes(b"tops3cret")
+        (host / "srs.secret").write_bytes(b"# signs from 2026-11-24\ntomorrow\ntops3cret\n")
+        (command,) = re.findall(r"grep -v '\^#' .*", README.read_text())
+        theirs = command.replace("/var/lib/gatepost", str(host)).replace("/etc/postsrsd.secret", str(host / "secret"))
+        subprocess.run(["sh", "-c", theirs], check=True)
+        assert (host / "secret").read_bytes() == b"tomorrow\ntops3cret\n"
         ports = free_port(), free_port()
         (host / "defaults").write_text(DEFAULTS.format(secret=host / "secret", forward=ports[0], reverse=ports[1]))
         with postsrsd(host / "defaults"):

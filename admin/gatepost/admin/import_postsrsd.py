@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import Optional
 import click
 
 from gatepost.admin.configuration import complain
-from gatepost.admin.postsrsd_settings import MoveError, Settings, default_sources, read, secrets_in, settings_of
+from gatepost.admin.postsrsd_settings import (
+    Given,
+    MoveError,
+    Settings,
+    default_sources,
+    read,
+    secrets_in,
+    settings_of,
+)
 from gatepost.service.config import PolicydConfig, parse
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
 from gatepost.service.secret import read_secret
@@ -24,30 +33,35 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_START = "runuser -u gatepost -- gatepost policyd"
+
 
 def run(
     sources: Sequence[Path],
     output: Optional[Path],
     domain: Optional[str] = None,
     *,
-    state_directory: Path = Path(DEFAULT_STATE_DIRECTORY),
+    state_directory: Optional[Path] = None,
 ) -> int:
     """Write gatepost's configuration to *output*, or print it; return the exit status.
 
     sources: postsrsd's files, none for those that its packages have; a later one wins. domain: the SRS domain where
-    they do not name it. The secret is copied to *state_directory* where the configuration is written.
+    they do not name it. The secret is copied to *state_directory*, that of the daemons by default, where the
+    configuration is written.
     """
+    state_directory = state_directory or Path(os.environ.get("STATE_DIRECTORY", DEFAULT_STATE_DIRECTORY)).absolute()
+    kept = False
     try:
         files = list(sources) or default_sources()
         given = read(files)
         settings = settings_of(given, domain)
-        secrets = secrets_in(settings.secret_file, given) if output or os.access(settings.secret_file, os.R_OK) else []
+        secrets = _secrets(settings.secret_file, given, needed=output is not None)
         text = "".join(f"{line}\n" for line in _document(settings, files, state_directory))
         if given.problems:
             raise ConfigError(given.problems)
         parse(tomllib.loads(text), output or Path("gatepost.toml"))
         if output:
-            _write(output, text, state_directory / "srs.secret", secrets)
+            kept = _write(output, text, state_directory / "srs.secret", settings.secret_file, secrets)
     except ConfigError as error:
         for problem in error.problems:
             complain(problem)
@@ -59,9 +73,20 @@ def run(
         complain(f"note: {note}")
     if output is None:
         click.echo(text, nl=False)
-    for line in _next(settings, output, state_directory):
+    for line in _next(settings, output, state_directory / "srs.secret", kept=kept):
         click.echo(line, err=output is None)
     return os.EX_OK
+
+
+def _secrets(path: Path, given: Given, *, needed: bool) -> Sequence[bytes]:
+    """Return the secrets in *path*; where they are not needed, a file that can't be read makes a note only."""
+    try:
+        return secrets_in(path, given)
+    except MoveError as error:
+        if needed:
+            raise
+        given.notes.append(str(error))
+        return []
 
 
 def _document(settings: Settings, files: Sequence[Path], state_directory: Path) -> Iterator[str]:
@@ -111,19 +136,25 @@ def _own_socket() -> str:
     return str(PolicydConfig().listen[0])
 
 
-def _write(output: Path, text: str, secret_file: Path, secrets: Sequence[bytes]) -> None:
-    """Write both files, neither over one that is there. Raises MoveError."""
-    if output.exists():
-        raise MoveError(
-            os.EX_CANTCREAT, f"{output}: exists, and is never overwritten; --stdout prints what it would hold"
-        )
-    if not secret_file.exists():
-        _write_secret(secret_file, b"".join(secret + b"\n" for secret in secrets))
-    elif [key.secret for key in read_secret(secret_file)] != list(secrets):
+def _write(output: Path, text: str, secret_file: Path, source: Path, secrets: Sequence[bytes]) -> bool:
+    """Write both files, neither over one that is there; tell whether *secret_file* had the secrets before.
+
+    source: postsrsd's file of them. Raises MoveError.
+    """
+    if os.path.lexists(output):
         raise MoveError(
             os.EX_CANTCREAT,
-            f"{secret_file}: exists with other secrets, and is never overwritten. Append postsrsd's to it by hand, or"
-            " move it away if no address was made with it",
+            f"{output}: exists, and is never overwritten; move it away and run this again, or merge by hand what"
+            " --stdout prints",
+        )
+    kept = os.path.exists(secret_file)
+    if not kept:
+        _write_secret(secret_file, b"".join(secret + b"\n" for secret in secrets))
+    elif not set(secrets) <= {key.secret for key in read_secret(secret_file)}:
+        raise MoveError(
+            os.EX_CANTCREAT,
+            f"{secret_file}: exists with other secrets, and is never overwritten. Append postsrsd's and run this again:"
+            f" {_append(source, secret_file)}; or move it away if no address was made with it",
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -131,6 +162,11 @@ def _write(output: Path, text: str, secret_file: Path, secrets: Sequence[bytes])
             file.write(text)
     except OSError as error:
         raise _cannot_write(output, error) from error
+    return kept
+
+
+def _append(source: Path, secret_file: Path) -> str:
+    return f"(echo; cat {shlex.quote(str(source))}) >>{shlex.quote(str(secret_file))}"
 
 
 def _write_secret(path: Path, octets: bytes) -> None:
@@ -153,15 +189,20 @@ def _write_secret(path: Path, octets: bytes) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> MoveError:
-    status = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_CANTCREAT
-    return MoveError(status, f"{path}: cannot be written: {error.strerror}")
+    text = f"{path}: cannot be written: {error.strerror}"
+    if isinstance(error, PermissionError):
+        return MoveError(os.EX_NOPERM, f"{text}; run this as root")
+    return MoveError(os.EX_CANTCREAT, text)
 
 
-def _next(settings: Settings, output: Optional[Path], state_directory: Path) -> Iterator[str]:
+def _next(settings: Settings, output: Optional[Path], secret_file: Path, *, kept: bool) -> Iterator[str]:
     """Yield what was done, and what the reader does with it."""
-    secret_file = state_directory / "srs.secret"
-    if output:
+    if kept:
+        yield f"Wrote {output}; kept {secret_file}, which has the secrets of {settings.secret_file} already."
+    elif output:
         yield f"Wrote {output}, and {secret_file} with the secrets of {settings.secret_file}."
+    elif os.path.exists(secret_file):
+        yield f"The secret, unless it is there already: {_append(settings.secret_file, secret_file)}"
     else:
         yield f"The secret: install -m 0600 -o gatepost -g gatepost {settings.secret_file} {secret_file}"
     yield f"Try it: gatepost -c {output or 'gatepost.toml'} config check"
@@ -171,7 +212,8 @@ def _next(settings: Settings, output: Optional[Path], state_directory: Path) -> 
         return
     yield "main.cf stays as it is: gatepost answers where postsrsd did. Mail waits while neither of them runs:"
     yield "    systemctl disable --now postsrsd"
-    yield "and start `gatepost policyd` as the user gatepost."
+    yield f"    {_START}"
+    yield "The last one stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement."
 
 
 def _new_maps(settings: Settings) -> Iterator[str]:
@@ -179,7 +221,9 @@ def _new_maps(settings: Settings) -> Iterator[str]:
     reverse = f"{ours}:reverse"
     if settings.database and settings.theirs:
         reverse = f"socketmap:{settings.theirs}:reverse, {reverse}"
-    yield f"Start `gatepost policyd` as the user gatepost, beside postsrsd; it listens on {_own_socket()}."
+    yield f"Start gatepost beside postsrsd; it listens on {_own_socket()}:"
+    yield f"    {_START}"
+    yield "That stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement."
     yield "Then these lines of main.cf, and `postfix reload`:"
     yield f"    sender_canonical_maps = {ours}:forward"
     yield "    sender_canonical_classes = envelope_sender"

@@ -6,6 +6,7 @@ Nothing is run. What postsrsd does with each setting was tried with 1.10 and 2.4
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ _HASH_LENGTHS = (4, 27)
 _LINE_OCTETS = 1023
 """postsrsd 1.x takes what is longer for two secrets."""
 _SHELL = re.compile(r"^\s*(?:export\s+)?(?:SRS_\w+|RUN_AS|CHROOT)=", re.MULTILINE)
+_ASSIGNMENT = re.compile(r"\w+=")
 _SHELL_COMMENT = re.compile(r"""("(?:[^"\\]|\\.)*"|'[^']*'|\\.)|(?<!\S)#[^\n]*""", re.DOTALL)
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*|//[^\n]*|/\*.*?\*/)|(?P<mark>\+=|[={},])
@@ -106,6 +108,14 @@ class Given:
         self.problems.append(f'{name}: "{text}" is not a whole number')
         return default
 
+    def port(self, name: str, default: int) -> int:
+        return self.checked_port(name, self.integer(name, default))
+
+    def checked_port(self, name: str, number: int) -> int:
+        if not 0 < number < 65536:
+            self.problems.append(f"{name}: {number} is not a port (1 to 65535)")
+        return number
+
     def flag(self, name: str) -> bool:
         return self.string(name).lower() in ("true", "on", "yes")
 
@@ -114,7 +124,8 @@ class Given:
         bare = text[1:] if text.startswith(".") else text
         normal = normalize_domain(bare)
         if normal is None:
-            self.problems.append(f'{name}: "{text}" is not a domain name')
+            hint = f" (postsrsd writes subdomains as {text[1:]})" if text.startswith("*.") else ""
+            self.problems.append(f'{name}: "{text}" is not a domain name{hint}')
         return ("" if bare == text else "*.") + (normal or "")
 
     def present(self, names: Sequence[str]) -> list[str]:
@@ -138,32 +149,58 @@ def read(files: Sequence[Path]) -> Given:
     """Return the settings in *files*, whose form shows which postsrsd they are of."""
     raw: dict[str, Sequence[str]] = {}
     forms = set()
+    commands: list[str] = []
     for path in files:
         try:
             text = path.read_text(encoding="utf-8")
         except OSError as error:
-            status = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_NOINPUT
-            raise MoveError(status, f"{path}: cannot be read: {error.strerror}") from error
+            raise unreadable(f"{path}: cannot be read", error) from error
         except UnicodeDecodeError as error:
             raise MoveError(os.EX_DATAERR, f"{path}: is not UTF-8 (octet {error.start})") from error
+        if not text.strip():
+            raise MoveError(os.EX_DATAERR, f"{path}: is empty")
         shell = bool(_SHELL.search(text))
         forms.add(shell)
         try:
-            raw.update(_shell_variables(text) if shell else _conf_options(text))
+            if shell:
+                words = _shell_words(text)
+                raw.update((name, (value,)) for name, value in _assignments(words))
+                commands += [word for word in words if not _ASSIGNMENT.match(word)]
+            else:
+                raw.update(_conf_options(text))
         except ValueError as error:
             raise MoveError(os.EX_DATAERR, f"{path}: is not in postsrsd's syntax: {error}") from error
     if len(forms) > 1:
         raise MoveError(os.EX_USAGE, "--from: some files are of postsrsd 1.x and some of 2.x; give those of one")
-    return Given(raw, shell=True in forms)
+    given = Given(raw, shell=True in forms)
+    if commands:
+        given.notes.append(
+            f"{' '.join(commands)}: for the shell a command, which is not run and not carried over; put quotes round a"
+            " list that it belongs to"
+        )
+    return given
 
 
-def _shell_variables(text: str) -> dict[str, Sequence[str]]:
-    """Return the variables that a shell would set. Raises ValueError."""
+def unreadable(text: str, error: OSError) -> MoveError:
+    """Return what to raise where *error* has kept a file from being read."""
+    if isinstance(error, PermissionError):
+        return MoveError(os.EX_NOPERM, f"{text}: {error.strerror}; run this as root")
+    return MoveError(os.EX_NOINPUT, f"{text}: {error.strerror}")
+
+
+def _shell_words(text: str) -> list[str]:
+    """Return the words that a shell would see, but for `export` and `;`. Raises ValueError."""
     lexer = shlex.shlex(_SHELL_COMMENT.sub(r"\1", text.replace("\\\n", "")), posix=True, punctuation_chars=";")
     lexer.whitespace_split = True
     lexer.commenters = ""
-    found = (word.partition("=") for word in lexer if re.match(r"\w+=", word))
-    return {name: (value,) for name, _, value in found}
+    return [word for word in lexer if word != "export" and word.strip(";")]
+
+
+def _assignments(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        if _ASSIGNMENT.match(word):
+            name, _, value = word.partition("=")
+            yield name, value
 
 
 def _conf_options(text: str) -> dict[str, Sequence[str]]:
@@ -171,15 +208,15 @@ def _conf_options(text: str) -> dict[str, Sequence[str]]:
     tokens = list(_conf_tokens(text))
     tokens.reverse()
     found: dict[str, Sequence[str]] = {}
-    while tokens:
+    while len(tokens) > 1:
         name = _expect(tokens)
         sign = _expect(tokens, "=", "+=")
         values = []
-        if tokens and tokens[-1] == ("{", True):
+        if _next_is(tokens, "{"):
             tokens.pop()
-            while tokens and tokens[-1] != ("}", True):
+            while not _next_is(tokens, "}"):
                 values.append(_expect(tokens))
-                if tokens and tokens[-1] != ("}", True):
+                if not _next_is(tokens, "}"):
                     _expect(tokens, ",")
             _expect(tokens, "}")
         else:
@@ -188,25 +225,38 @@ def _conf_options(text: str) -> dict[str, Sequence[str]]:
     return found
 
 
-def _conf_tokens(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield each token and whether it is a mark. Raises ValueError."""
+@dataclass(frozen=True)
+class _Token:
+    text: str
+    is_mark: bool
+    line: int
+
+
+def _conf_tokens(text: str) -> Iterator[_Token]:
+    """Yield the tokens, last the end as a mark. Raises ValueError."""
     at = 0
     while at < len(text):
+        line = text.count("\n", 0, at) + 1
         match = _TOKEN.match(text, at)
         if match is None:
-            raise ValueError(f"line {text.count(chr(10), 0, at) + 1}")
+            raise ValueError(f"line {line}")
         at = match.end()
         if match["skip"] is None:
             words = (match["double"], match["single"], match["word"], match["mark"])
-            yield next(word for word in words if word is not None), match["mark"] is not None
+            yield _Token(next(word for word in words if word is not None), match["mark"] is not None, line)
+    yield _Token("the end", True, text.rstrip().count("\n") + 1)
 
 
-def _expect(tokens: list[tuple[str, bool]], *marks: str) -> str:
-    """Take the next of the reversed *tokens*: one of *marks*, or a word where there are none."""
-    text, is_mark = tokens.pop() if tokens else ("the end", True)
-    if is_mark != bool(marks) or (marks and text not in marks):
-        raise ValueError(f'"{text}" where {" or ".join(marks) or "a word"} is due')
-    return text
+def _next_is(tokens: list[_Token], mark: str) -> bool:
+    return tokens[-1].is_mark and tokens[-1].text == mark
+
+
+def _expect(tokens: list[_Token], *marks: str) -> str:
+    """Take the next of the reversed *tokens*: one of *marks*, or a word where there are none. Raises ValueError."""
+    token = tokens.pop()
+    if token.is_mark != bool(marks) or (marks and token.text not in marks):
+        raise ValueError(f'line {token.line}: "{token.text}" where {" or ".join(marks) or "a word"} is due')
+    return token.text
 
 
 def settings_of(given: Given, domain: Optional[str]) -> Settings:
@@ -217,7 +267,8 @@ def settings_of(given: Given, domain: Optional[str]) -> Settings:
     settings = _of_1(given, domain) if given.shell else _of_2(given, domain)
     if domain and settings.srs_domain and normalize_domain(domain) != settings.srs_domain:
         given.problems.append(
-            f"--domain: postsrsd's SRS domain is {settings.srs_domain}, and the addresses that it made end in that"
+            f"--domain: postsrsd's SRS domain is {settings.srs_domain}, and the addresses that it made end in that;"
+            " leave --domain out"
         )
     for name in given.unknown():
         given.notes.append(f"{name}: is no setting of postsrsd's that gatepost knows, and is not carried over")
@@ -234,12 +285,14 @@ def _of_1(given: Given, domain: Optional[str]) -> Settings:
     length, minimum = _hash_lengths(given, "SRS_HASHLENGTH", "SRS_HASHMIN")
     host = given.string("SRS_LISTEN_ADDR")
     excluded = re.split(r"[,;\s]+", given.string("SRS_EXCLUDE_DOMAINS"))
-    options = given.string("SRS_EXTRA_OPTIONS").split()
-    if "-A" in options:
-        given.notes.append(_always("SRS_EXTRA_OPTIONS: -A"))
-    for option in options:
-        if option != "-A":
+    # An option stands before what follows it without a dash: -t 60.
+    for option in re.findall(r"\S+(?:\s+[^-\s]\S*)*", given.string("SRS_EXTRA_OPTIONS")):
+        if option == "-A":
+            given.notes.append(_always("SRS_EXTRA_OPTIONS: -A"))
+        else:
             given.notes.append(f"SRS_EXTRA_OPTIONS: {option} has no equal here and is not carried over")
+    _note_address(given, "SRS_LISTEN_ADDR", _inet(host, 1).host)
+    _note_form(given, database=False)
     _no_equal(given, ["RUN_AS", "CHROOT"])
     return Settings(
         srs_domain=given.domain("SRS_DOMAIN", srs_domain) if srs_domain else "",
@@ -249,8 +302,8 @@ def _of_1(given: Given, domain: Optional[str]) -> Settings:
         hash_minimum=minimum,
         base64url=False,
         exclude=tuple(given.domain("SRS_EXCLUDE_DOMAINS", item) for item in excluded if item),
-        tcp_forward=_inet(host, given.integer("SRS_FORWARD_PORT", 10001)),
-        tcp_reverse=_inet(host, given.integer("SRS_REVERSE_PORT", 10002)),
+        tcp_forward=str(_inet(host, given.port("SRS_FORWARD_PORT", 10001))),
+        tcp_reverse=str(_inet(host, given.port("SRS_REVERSE_PORT", 10002))),
     )
 
 
@@ -312,11 +365,31 @@ def _notes_of_2(given: Given, database: bool) -> None:
             'original-envelope: gatepost has tokens of its own (form = "compact"). The originals of those that postsrsd'
             " made are in its database: leave it running for the bounces of 21 days, as below"
         )
+    _note_form(given, database=database)
     given.notes.append(
         "base64url = true, for postsrsd 2.2.6 and newer write - and _ in hashes. Where an older one on another host has"
         " the same secret, set it to false until that is moved, too"
     )
     _no_equal(given, _NO_EQUAL)
+
+
+def _note_form(given: Given, *, database: bool) -> None:
+    form, who = ("compact", "senders") if database else ("auto", "long senders")
+    given.notes.append(
+        f'form = "{form}": {who} get an address whose original this host alone has. Where other hosts have the same'
+        ' secret: form = "long", or one PostgreSQL in store.url'
+    )
+
+
+def _note_address(given: Given, name: str, host: str) -> None:
+    try:
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    except ValueError:
+        pass
+    given.notes.append(
+        f"{name}: {host} lets other hosts ask for SRS addresses; where only Postfix on this host does, write 127.0.0.1"
+    )
 
 
 def _always(name: str) -> str:
@@ -377,16 +450,17 @@ def _socketmap(given: Given) -> tuple[str, str]:
     if kind not in ("inet", "inet4", "inet6") or not port.isdigit():
         given.problems.append(f'socketmap: "{text}" is no address that gatepost can listen on')
         return "", ""
-    address = _inet(host.strip("[]"), int(port), version_6=kind == "inet6")
-    return address, address
+    listen = _inet(host.strip("[]"), given.checked_port("socketmap", int(port)), version_6=kind == "inet6")
+    _note_address(given, "socketmap", listen.host)
+    return str(listen), str(listen)
 
 
-def _inet(host: str, port: int, *, version_6: bool = False) -> str:
+def _inet(host: str, port: int, *, version_6: bool = False) -> Listen:
     if host == "*":
         host = "::" if version_6 else "0.0.0.0"
     elif host in ("", "localhost"):
         host = "::1" if version_6 else "127.0.0.1"
-    return str(Listen(host=host, port=port))
+    return Listen(host=host, port=port)
 
 
 def secrets_in(path: Path, given: Given) -> list[bytes]:
@@ -394,8 +468,7 @@ def secrets_in(path: Path, given: Given) -> list[bytes]:
     try:
         octets = path.read_bytes()
     except OSError as error:
-        status = os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_NOINPUT
-        raise MoveError(status, f"{path}: the secret cannot be read: {error.strerror}") from error
+        raise unreadable(f"{path}: the secret cannot be read", error) from error
     found = []
     for number, line in enumerate(octets.split(b"\n"), 1):
         secret = line.strip(b"\r")

@@ -10,6 +10,7 @@ from pathlib import Path
 from gatepost.service import exporter, log
 from gatepost.service.config import Config
 from gatepost.service.fields import Listen
+from gatepost.service.listeners import refusal
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot, bypass_file
 from gatepost.service.supervisor import Daemon, Supervisor, first_snapshot, notify, series_folder
@@ -34,7 +35,7 @@ class MetricsDaemon:
         try:
             exporter.Server((self._listen.host, self._listen.port), lambda environ, start: []).server_close()
         except OSError as error:
-            raise OSError(error.errno, f"cannot listen: {error.strerror}", f"metrics.listen {self._listen}") from error
+            raise refusal(f"metrics.listen: {self._listen.host_and_port}", error) from error
 
     def release(self) -> None:
         """Nothing is open but in the worker."""
@@ -56,6 +57,8 @@ def run(path: Path, names: Sequence[str]) -> int:
         for problem in error.problems:
             log.error(problem)
         return os.EX_CONFIG
+    if os.geteuid() == 0:
+        log.warning("running as root: its files will be root's; start it as the user gatepost")
     if not snapshot.config.organizations:
         log.warning(f"{path}: no organization is declared, so nothing is refused and nothing is rewritten")
     for listen in sockets(snapshot.config, names):

@@ -353,7 +353,7 @@ To bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com: refused
 
   Conditions tried
   - Recipient domain contoso.com is an accepted domain of contoso: no relay.
-  SRS: expired: older than 21 days (srs.validity_days), or from the future.
+  SRS: expired: it is 56 days old, and srs.validity_days is 21.
 
   What to change
   - Raise srs.validity_days if bounces are to be taken back for longer.
@@ -449,11 +449,11 @@ def test_a_bounce_to_a_compact_address_goes_to_the_original_sender(gatepost: Gat
 
 def test_a_compact_address_that_the_store_does_not_know_is_refused(gatepost: Gatepost) -> None:
     result = gatepost("--mail-from", "<>", "--rcpt", COMPACT)
-    assert "  SRS: no original: the store does not know its token, or no key here made it;" in result.output
+    assert "  SRS: no original: the store does not know its token; it is" in result.output
     assert " ".join(result.output.partition("What to change\n")[2].partition("\n\n")[0].split()) == (
-        "- If a key that is gone made it, put that key back into srs.secret_file, below the first line. If another "
-        'host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
+        '- If another host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
     )
+    assert "  - The recipient is refused with 550 5.1.1 SRS address that is not known here.\n" in result.output
     assert result.exit_code == 1
 
 
@@ -461,8 +461,9 @@ def test_while_the_store_is_away_its_addresses_are_put_off(gatepost: Gatepost) -
     gatepost.configure(ENFORCE + '[store]\nurl = "sqlite:////nowhere/gatepost.db"\n')
     result = gatepost("--mail-from", "<>", "--rcpt", COMPACT)
     assert "  SRS: store /nowhere/gatepost.db: the folder /nowhere does not exist.\n" in result.output
+    assert f"\nTo {COMPACT}: put off\n  Put off: " in result.output
     assert happening(result) == """\
-  - The recipient is refused with 451 4.3.0 gatepost: its store cannot be asked
+  - The recipient is put off with 451 4.3.0 gatepost: its store cannot be asked
     now, please try again later.
 """
     assert result.exit_code == 1
@@ -496,8 +497,7 @@ def test_a_sender_that_the_lists_leave_out_keeps_its_p1_and_that_is_said(gatepos
     result = gatepost("--certificate", "mail.contoso.com", "--mail-from", "bob@fabrikam.com", "--rcpt", "x@gmail.com")
     assert happening(result) == """\
   - The MTA takes it; P1 stays as it is.
-  - SRS leaves P1 alone: bob@fabrikam.com is left out by srs.exclude or
-    srs.include.
+  - SRS leaves P1 alone: fabrikam.com is in srs.exclude.
 
   Envelope afterwards
     MAIL FROM:<bob@fabrikam.com>
@@ -521,7 +521,8 @@ def test_a_non_null_sender_to_an_srs_address_is_refused(gatepost: Gatepost) -> N
     assert happening(result) == """\
   - The recipient is refused with 550 5.7.1 This address takes only bounces
     (null sender).
-  - policyd refuses this at DATA where smtpd_data_restrictions asks it.
+  - policyd refuses this at DATA where smtpd_data_restrictions asks it; where
+    only the maps are asked, the message is taken.
 """
     assert result.exit_code == 1
 
@@ -529,6 +530,13 @@ def test_a_non_null_sender_to_an_srs_address_is_refused(gatepost: Gatepost) -> N
 def test_a_forged_srs_address_is_refused(gatepost: Gatepost) -> None:
     result = gatepost("--mail-from", "<>", "--rcpt", SRS.replace("bob", "eve"))
     assert "  - The recipient is refused with 550 5.1.1 SRS address with a wrong hash.\n" in result.output
+    assert "append that key at the end of srs.secret_file" in " ".join(result.output.split())
+    assert result.exit_code == 1
+
+
+def test_an_srs_address_whose_mailbox_looks_like_srs0_is_judged_too(gatepost: Gatepost) -> None:
+    result = gatepost("--mail-from", "<>", "--rcpt", "SRS0=x+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com")
+    assert "SRS: wrong hash: no key here made it;" in result.output
     assert result.exit_code == 1
 
 

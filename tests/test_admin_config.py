@@ -51,7 +51,7 @@ listen = ""
 [policyd]
 listen = "inet:[::1]:10041"
 tcp_table_forward = "inet:127.0.0.1:10001"
-tcp_table_reverse = ["inet:127.0.0.1:10002", "unix:/run/x.sock"]
+tcp_table_reverse = ["inet:127.0.0.1:10002", "inet:[::1]:10002"]
 [store]
 url = "sqlite:////srv/gatepost.db"
 [dns]
@@ -112,13 +112,40 @@ def test_an_existing_file_is_never_overwritten(file: Path) -> None:
 
 
 def test_a_right_configuration_is_summed_up(file: Path) -> None:
-    (file.parent / "srs.secret").write_text("key\n")
-    (file.parent / "srs.secret").chmod(0o600)
+    secret = file.parent / "srs.secret"
+    secret.write_text("# signs from 9999-01-01\nthe key of later\nthe first key of all\nan older key of old\n")
+    secret.chmod(0o600)
     result = config(file, "check")
     assert result.output == (
-        f"{file}: OK, 1 organization, 1 accepted domain, 1 connector\nSRS secret: {file.parent}/srs.secret is good\n"
+        f"{file}: OK, 1 organization, 1 accepted domain, 1 connector\n"
+        f"SRS secret: {secret}: 3 keys; 620e72c6 signs from 9999-01-01, 1bc9e8b1 signs, ccf9a029 verifies\n"
     )
     assert result.exit_code == 0
+
+
+def test_a_key_that_can_be_guessed_is_warned_of(file: Path) -> None:
+    secret = file.parent / "srs.secret"
+    secret.write_text("fifteen octets.\nsixteen octets..\n")
+    secret.chmod(0o600)
+    assert config(file, "check").output.splitlines()[1:] == [
+        f"warning: {secret}: the key 476ab5f6 has 15 octets; safe are 16 and more",
+        f"SRS secret: {secret}: 2 keys; 476ab5f6 signs, 1714e811 verifies",
+    ]
+
+
+def test_a_store_that_is_away_is_warned_of(file: Path) -> None:
+    file.write_text(file.read_text() + '[store]\nurl = "sqlite:////nowhere/gatepost.db"\n')
+    result = config(file, "check")
+    assert (
+        "warning: the store cannot be asked: store /nowhere/gatepost.db: the folder /nowhere does not exist"
+        in result.output
+    )
+    assert result.exit_code == 0
+
+
+def test_a_store_that_nothing_needs_is_not_asked(file: Path) -> None:
+    file.write_text(file.read_text() + 'form = "long"\n[store]\nurl = "sqlite:////nowhere/gatepost.db"\n')
+    assert "warning" not in config(file, "check").output
 
 
 def test_a_missing_secret_is_no_error(file: Path) -> None:

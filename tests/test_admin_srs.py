@@ -91,7 +91,8 @@ def test_a_forwarding_mailbox_is_in_the_address_without_its_extension(srs: Srs) 
 def test_standard_input_is_answered_line_by_line(srs: Srs) -> None:
     status, out, err = srs("reverse", "-", stdin=f"<{RELAYED}>\n\n{RELAYED}\r\nx@contoso.com\n".encode())
     assert (status, out) == (65, ["bob@fabrikam.com", "", "bob@fabrikam.com", ""])
-    assert err == [f"x@contoso.com: no SRS address that can be reversed here ({SHAPES})"]
+    fault = f"no SRS address: there is no +SRS= in the local part (brought back here: {SHAPES})"
+    assert err == [f"x@contoso.com: {fault}"]
 
 
 def test_octets_that_are_no_utf_8_are_a_fault_of_their_line_alone(srs: Srs) -> None:
@@ -121,11 +122,37 @@ def test_what_is_too_long_for_the_long_form_is_named_where_there_is_no_other(srs
     assert srs("forward", address) == (65, [], [f"{address}: the SRS address has 276 octets, more than 254"])
 
 
-@pytest.mark.parametrize("lists", ['exclude = ["fabrikam.com"]', 'include = ["*.fabrikam.com", "x.example"]'])
-def test_a_sender_that_the_lists_leave_out_is_named(srs: Srs, lists: str) -> None:
+@pytest.mark.parametrize(
+    ("lists", "key"),
+    [
+        ('exclude = ["fabrikam.com"]\nexclude_file = "listed"', "in srs.exclude"),
+        ('exclude = ["x.example"]\nexclude_file = "listed"', "in srs.exclude_file"),
+        ('include = ["*.fabrikam.com", "x.example"]', "not in srs.include"),
+        ('include_file = "empty"', "not in srs.include_file"),
+        ('include = ["x.example"]\ninclude_file = "empty"', "not in srs.include or srs.include_file"),
+    ],
+)
+def test_the_list_that_leaves_a_sender_out_is_named(srs: Srs, lists: str, key: str) -> None:
+    (srs.folder / "listed").write_text("fabrikam.com\n")
+    (srs.folder / "empty").touch()
     srs.configure(f"[srs]\n{lists}\n")
-    fault = "bob@fabrikam.com: is never rewritten: fabrikam.com is left out by srs.exclude or srs.include"
+    fault = f"bob@fabrikam.com: is never rewritten: fabrikam.com is {key}"
     assert srs("forward", "bob@fabrikam.com") == (65, [], [fault])
+
+
+def test_that_the_daemons_rewrite_nothing_in_mode_monitor_is_noted(srs: Srs) -> None:
+    status, out, err = srs("forward", "--organization", "fabrikam", "bob@x.example", "eve@x.example")
+    assert (status, len(out), err) == (0, 2, ["note: in mode monitor the daemons rewrite nothing"])
+
+
+def test_that_the_daemons_ask_for_spf_is_noted(srs: Srs) -> None:
+    srs.configure('[srs]\nonly_spf = true\noutgoing_addresses = "192.0.2.1"\n')
+    status, out, err = srs("forward", "bob@fabrikam.com")
+    assert (status, out) == (0, [RELAYED])
+    assert err == [
+        "note: with srs.only_spf the daemons rewrite only where the domain publishes an SPF record that does not cover"
+        " srs.outgoing_addresses; no DNS is asked here"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +172,12 @@ def test_a_sender_that_the_lists_leave_out_is_named(srs: Srs, lists: str) -> Non
         ),
         (
             "bounces+SRS=44ldt=IX@contoso.com",
-            f"no SRS address that can be reversed here ({SHAPES})",
+            "compact form of another system: its original is in that system's store",
         ),
         (
             COMPACT,
-            "no original: the store does not know its token, or no key here made it; it is forged, mistyped, long"
-            " expired, or of a host with another store",
+            "no original: the store does not know its token; it is forged, mistyped, long expired, or of a host with"
+            " another store",
         ),
     ],
 )
@@ -159,8 +186,22 @@ def test_what_cannot_be_reversed_is_named(srs: Srs, address: str, fault: str) ->
 
 
 def test_an_expired_address_is_named(srs: Srs) -> None:
-    fault = f"{RELAYED}: expired: older than 21 days (srs.validity_days), or from the future"
+    fault = f"{RELAYED}: expired: it is 22 days old, and srs.validity_days is 21"
     assert srs("reverse", RELAYED, at="2024-01-27") == (65, [], [fault])
+
+
+@pytest.mark.parametrize(("at", "when"), [("2024-01-04", "1 day"), ("2024-01-02", "3 days")])
+def test_an_address_from_the_future_is_told_from_an_expired_one(srs: Srs, at: str, when: str) -> None:
+    back = 1024 - int(when[0])
+    fault = f"{RELAYED}: from the future: its timestamp is {when} ahead (or {back:,} days back)"
+    assert srs("reverse", RELAYED, at=at) == (65, [], [fault])
+
+
+def test_a_hash_that_is_too_short_is_told_from_a_wrong_one(srs: Srs) -> None:
+    srs.configure('[srs]\nformat = "srs0"\n')
+    address = SRS0.replace("VPDx", "VPD")
+    fault = f"{address}: wrong hash: the hash has 3 characters, srs.srs0.hash_minimum is 4"
+    assert srs("reverse", address) == (65, [], [fault])
 
 
 def test_an_address_is_inspected_field_by_field(srs: Srs) -> None:
@@ -168,7 +209,7 @@ def test_an_address_is_inspected_field_by_field(srs: Srs) -> None:
         0,
         [
             "bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com",
-            "  form        long, as Exchange Online's (original in the address)",
+            "  form        exchange, long (original in the address)",
             "  mailbox     bounces, of relayed mail",
             "  hash        czvzs4na (8 characters)",
             "  timestamp   IP = 2024-01-05, 3 days ago (or 1,024 days before, and so on)",
@@ -190,7 +231,7 @@ def test_exchange_onlines_own_addresses_are_inspected_too(srs: Srs) -> None:
         0,
         [
             "john.work+SRS=44ldt=IX=fabrikam.com=bob@example.org",
-            "  form        long, as Exchange Online's (original in the address)",
+            "  form        exchange, long (original in the address)",
             "  mailbox     john.work, which forwarded the mail",
             "  hash        44ldt (5 characters)",
             "  timestamp   IX = 2018-06-05, yesterday (or 1,024 days before, and so on)",
@@ -199,7 +240,7 @@ def test_exchange_onlines_own_addresses_are_inspected_too(srs: Srs) -> None:
             "  state       somebody else's SRS address: example.org is no accepted domain and no srs_domain here",
             "",
             "bounces+SRS=HnE87=C7@contoso.com",
-            "  form        compact, as Exchange Online's (original kept in a store)",
+            "  form        compact (original kept in a store)",
             "  mailbox     bounces, of relayed mail",
             "  hash        HnE87 (5 characters)",
             "  timestamp   C7 = 2017-12-03, 185 days ago (or 1,024 days before, and so on)",
@@ -215,8 +256,7 @@ def test_an_expired_address_of_ours_is_told_from_a_foreign_one(srs: Srs) -> None
     status, out, _ = srs("inspect", RELAYED, at="2024-02-01")
     assert status == 0
     assert out[-1] == (
-        "  state       made here, the hash is right, but expired: older than 21 days (srs.validity_days), "
-        "or from the future"
+        "  state       made here, the hash is right, but expired: it is 27 days old, and srs.validity_days is 21"
     )
 
 
@@ -232,7 +272,8 @@ def test_the_classic_format_is_made_and_comes_back(srs: Srs) -> None:
 
 
 def test_a_format_that_is_not_enabled_is_not_reversed(srs: Srs) -> None:
-    assert srs("reverse", SRS0) == (65, [], [f"{SRS0}: no SRS address that can be reversed here ({SHAPES})"])
+    fault = f'{SRS0}: of the format srs0, which this host does not bring back; srs.also_reverse = ["srs0"] would'
+    assert srs("reverse", SRS0) == (65, [], [fault])
     srs.configure('[srs]\nalso_reverse = ["srs0"]\n')
     assert srs("reverse", SRS0, RELAYED) == (0, ["bob@fabrikam.com", "bob@fabrikam.com"], [])
 
@@ -272,7 +313,7 @@ def test_a_long_sender_becomes_compact_and_comes_back(srs: Srs) -> None:
 def test_a_compact_address_of_ours_is_told_from_exchange_onlines(srs: Srs) -> None:
     srs("forward", LONG_USER)
     _, out, _ = srs("inspect", COMPACT)
-    assert out[1] == "  form        compact, as Exchange Online's (original kept in a store)"
+    assert out[1] == "  form        compact (original kept in a store)"
     assert out[-1] == (
         f"  state       made here, the hash is right and it has not expired: bounces to it go to {LONG_USER}"
     )
@@ -281,7 +322,9 @@ def test_a_compact_address_of_ours_is_told_from_exchange_onlines(srs: Srs) -> No
 def test_a_compact_address_is_not_said_to_be_foreign_where_none_is_reversed(srs: Srs) -> None:
     srs.configure('[srs]\nform = "long"\n')
     _, out, _ = srs("inspect", COMPACT)
-    assert out[-1] == "  state       compact form, of which none is reversed here (srs.form, srs.also_reverse)"
+    assert out[-1] == (
+        '  state       of the format compact, which this host does not bring back; srs.also_reverse = ["compact"] would'
+    )
 
 
 def test_a_store_that_is_away_is_named(srs: Srs) -> None:
@@ -338,8 +381,34 @@ def test_inspect_works_before_there_is_a_secret(srs: Srs) -> None:
     assert out[-1] == "  state       not checked: this host has no SRS secret yet"
 
 
-def test_what_is_no_srs_address_is_a_data_error(srs: Srs) -> None:
-    assert srs("inspect", "bob@contoso.com") == (65, [], ["bob@contoso.com: there is no +SRS= in the local part"])
+@pytest.mark.parametrize(
+    ("address", "fault"),
+    [
+        ("bob@contoso.com", "bob@contoso.com: no SRS address: there is no +SRS= in the local part"),
+        (
+            "prvs=1234abcdef=bob@contoso.com",
+            "prvs=1234abcdef=bob@contoso.com: no SRS address: there is no +SRS= in the local part",
+        ),
+        ("nonsense", 'nonsense: "@domain" is missing'),
+        ("john+SRS=44ldt=IX=fabrikam.com=bob", 'john+SRS=44ldt=IX=fabrikam.com=bob: "@domain" is missing'),
+        ("", "<>: the null sender, no SRS address"),
+        ("<>", "<>: the null sender, no SRS address"),
+    ],
+)
+def test_what_is_no_srs_address_is_a_data_error(srs: Srs, address: str, fault: str) -> None:
+    assert srs("inspect", address) == (65, [], [fault])
+
+
+def test_an_address_that_an_mta_has_percent_encoded_is_inspected_as_the_daemons_read_it(srs: Srs) -> None:
+    _, out, err = srs("inspect", RELAYED.replace("+", "%2B").replace("=", "%3D"))
+    assert (out[5], err) == ("  original    bob@fabrikam.com", [])
+    assert out[-1].endswith("bounces to it go to bob@fabrikam.com")
+
+
+def test_a_day_that_is_none_is_named(srs: Srs) -> None:
+    status, out, err = srs("inspect", RELAYED, at="24.12.2026")
+    assert (status, out) == (64, [])
+    assert err[-1] == "Error: Invalid value for '--at': \"24.12.2026\" is no date (YYYY-MM-DD)"
 
 
 def test_forward_and_reverse_need_the_secret(srs: Srs) -> None:

@@ -128,7 +128,7 @@ def test_every_key_is_taken(file: Path) -> None:
         listen = ["unix:/run/policyd.sock", "inet:127.0.0.1:10041"]
         workers = 1
         tcp_table_forward = "inet:127.0.0.1:10001"
-        tcp_table_reverse = ["inet:127.0.0.1:10002", "unix:/run/reverse.sock"]
+        tcp_table_reverse = ["inet:127.0.0.1:10002", "inet:[::1]:10002"]
         [egress]
         transport = "out:[127.0.0.1]:10099"
         daemon_name = "out"
@@ -162,6 +162,8 @@ def test_every_key_is_taken(file: Path) -> None:
         exclude=("fabrikam.com",),
         include=("*.fabrikam.com",),
         exclude_file=file.parent / "excluded",
+        exclude_listed=1,
+        include_listed=1,
         only_spf=True,
         outgoing_addresses=("192.0.2.1", "2001:db8::1"),
         srs0=Srs0Config("+", hash_length=27, hash_minimum=5, base64url=True),
@@ -171,7 +173,7 @@ def test_every_key_is_taken(file: Path) -> None:
         *("inet:192.0.2.53:53", "inet:[::1]:53", "inet:[::1]:53", "inet:[::1]:5353", "inet:127.0.0.1:5353")
     ]
     assert config.policyd.tcp_table_forward == (Listen(host="127.0.0.1", port=10001),)
-    assert config.policyd.tcp_table_reverse == (Listen(host="127.0.0.1", port=10002), Listen(path="/run/reverse.sock"))
+    assert config.policyd.tcp_table_reverse == (Listen(host="127.0.0.1", port=10002), Listen(host="::1", port=10002))
     assert config.relay.requirements is RuleSet.LEGACY
     assert config.relay.exempt == ()
     assert config.srs.secret_file == Path("/etc/gatepost/srs.secret")
@@ -231,6 +233,44 @@ CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
 
 
 @pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            '[srs]\nformat = "srs0"\nhash_length = 8',
+            'srs.hash_length: has no effect: srs.format is "srs0", and srs.also_reverse has no "exchange"; '
+            "that of SRS0 is srs.srs0.hash_length",
+        ),
+        (
+            "[srs.srs0]\nhash_length = 8",
+            'srs.srs0: has no effect: srs.format is "exchange", and srs.also_reverse has no "srs0"',
+        ),
+        (
+            CONTOSO + '[policyd]\ntcp_table_forward = "inet:127.0.0.1:10001"',
+            "policyd.tcp_table_forward: the mode is monitor, in which the map forward rewrites nothing",
+        ),
+        (
+            '[policyd]\ntcp_table_reverse = "unix:/run/x.sock"',
+            'policyd.tcp_table_reverse[0]: Postfix asks a tcp_table by TCP only (e.g. "inet:127.0.0.1:10001")',
+        ),
+    ],
+)
+def test_what_has_no_effect_is_a_warning(file: Path, text: str, warning: str) -> None:
+    assert read(file, text).warnings == (f"gatepost.toml: {warning}",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[srs]\nalso_reverse = ["srs0"]\nhash_length = 5\n[srs.srs0]\nhash_length = 8',
+        '[srs]\nformat = "srs0"\n[srs.srs0]\nhash_length = 8',
+        CONTOSO + '[relay]\nmode = "enforce"\n[policyd]\ntcp_table_forward = "inet:127.0.0.1:10001"',
+    ],
+)
+def test_what_has_an_effect_is_no_warning(file: Path, text: str) -> None:
+    assert read(file, text).warnings == ()
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ('[relay]\nrequirments = "legacy"', 'relay.requirments: unknown key, did you mean "requirements"?'),
@@ -277,6 +317,10 @@ CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
             '[srs]\ninclude = [""]',
             'srs.include[0]: "" is no domain and no pattern (e.g. "fabrikam.com", "*.fabrikam.com")',
         ),
+        (
+            '[srs]\nexclude = [".fabrikam.com"]',
+            'srs.exclude[0]: ".fabrikam.com" is no domain and no pattern (subdomains are "*.fabrikam.com")',
+        ),
         ("[srs]\nexclude = 1", "srs.exclude: 1 is not a list of strings"),
         ('[srs]\nexclude_file = ["a"]', 'srs.exclude_file: ["a"] is not a string'),
         ('[srs]\nonly_spf = "yes"', 'srs.only_spf: "yes" is neither true nor false'),
@@ -286,7 +330,7 @@ CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
         ),
         (
             '[srs]\noutgoing_addresses = ["192.0.2.0/28"]',
-            'srs.outgoing_addresses[0]: "192.0.2.0/28" is no IP address (e.g. "192.0.2.1")',
+            'srs.outgoing_addresses[0]: "192.0.2.0/28" is no IP address (networks are not taken, list each address)',
         ),
         ('[srs.srs0]\nseparator = "."', 'srs.srs0.separator: "." is not one of "=", "+", "-"'),
         ("[srs.srs0]\nhash_length = 28", "srs.srs0.hash_length: 28 is not in the range 4 to 27"),
@@ -298,6 +342,18 @@ CONNECTOR = CONTOSO + '[[organization.connector]]\nname = "office"\n'
             '[policyd]\ntcp_table_forward = ["127.0.0.1:10001"]',
             'policyd.tcp_table_forward[0]: "127.0.0.1:10001" is no address (e.g. "unix:/run/x.sock", '
             '"inet:127.0.0.1:10041")',
+        ),
+        (
+            '[policyd]\ntcp_table_forward = "inet:127.0.0.1:10001"\ntcp_table_reverse = "inet:127.0.0.1:10001"',
+            'policyd.tcp_table_reverse[0]: "inet:127.0.0.1:10001" is policyd.tcp_table_forward[0], too',
+        ),
+        (
+            '[policyd]\nlisten = ["unix:/run/x.sock", "unix:/run/x.sock"]',
+            'policyd.listen[1]: "unix:/run/x.sock" is policyd.listen[0], too',
+        ),
+        (
+            '[metrics]\nlisten = "127.0.0.1:1"\n[milter]\nlisten = "inet:127.0.0.1:1"',
+            'metrics.listen: "inet:127.0.0.1:1" is milter.listen, too',
         ),
         ('[store]\nurl = ""', 'store.url: "" is empty'),
         ('[store]\npath = "x"', "store.path: unknown key"),

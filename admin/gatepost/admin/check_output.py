@@ -72,17 +72,21 @@ def _recipient(answer: Answer) -> Iterator[str]:
 
 def _word(answer: Answer) -> str:
     if answer.refused:
-        return "refused" if answer.effective else "would be refused (mode monitor)"
+        return _turned_away(answer) if answer.effective else "would be refused (mode monitor)"
     return {Result.INSIDE: "let through, no relay", Result.EXEMPT: "relayed, exempt"}.get(
         answer.judgement.verdict.result, "relayed"
     )
+
+
+def _turned_away(answer: Answer) -> str:
+    return "put off" if answer.reply.startswith("4") else "refused"
 
 
 def _happens(answer: Answer) -> Iterator[str]:
     """Yield what the client or the recipient notices, the mode considered."""
     organization = answer.judgement.verdict.organization
     where = f"organization {organization.name}" if organization else "relay.mode"
-    refusal = f"refused with {answer.reply}" if answer.reply else "left to Postfix's own restrictions"
+    refusal = f"{_turned_away(answer)} with {answer.reply}" if answer.reply else "left to Postfix's own restrictions"
     if answer.refused and answer.effective:
         yield f"The recipient is {refusal}."
     elif answer.refused:

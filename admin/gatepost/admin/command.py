@@ -155,9 +155,18 @@ def show(config: str) -> None:
     config_commands.show(_path(config))
 
 
-_at = click.option(
-    "--at", metavar="YYYY-MM-DD", type=click.DateTime(["%Y-%m-%d"]), help="Judge as on that day (UTC), not today."
-)
+def _day(context: click.Context, option: click.Parameter, value: Optional[str]) -> Optional[datetime]:
+    from datetime import datetime
+
+    if value is None:
+        return None
+    try:
+        return datetime.strptime(value, "%Y-%m-%d")
+    except ValueError:
+        raise click.BadParameter(f'"{value}" is no date (YYYY-MM-DD)', context, option) from None
+
+
+_at = click.option("--at", metavar="YYYY-MM-DD", callback=_day, help="Judge as on that day (UTC), not today.")
 
 
 @main.command(
@@ -305,8 +314,9 @@ Examples:
 def rotate(config: str, now: bool) -> None:
     """Make a new SRS key, and keep the old ones until their addresses have expired.
 
-    The new key signs from tomorrow, 00:00 UTC, so that every host that shares the keys can have it before. The file is
-    replaced at once, and running daemons load it. Exit status 75 if one of them did not.
+    The new key signs from tomorrow, 00:00 UTC (from the day after if that is less than an hour away), so that every
+    host that shares the keys can have it before. The file is replaced at once, and running daemons load it. Exit status
+    75 if one of them did not, 77 for who may not read or write it.
     """
     from gatepost.admin import rotate
 

@@ -5,21 +5,26 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Optional, Union
 
 import click
 
-from gatepost.admin.configuration import complain, problems_reported, secret_missing
+from gatepost.admin.configuration import complain, fingerprint, open_store, problems_reported, secret_missing
 from gatepost.relay import Organization
 from gatepost.service.config import Config, OrganizationConfig, load, read
-from gatepost.service.secret import read_keys
-from gatepost.service.srs_config import without_password
+from gatepost.service.reversal import day
+from gatepost.service.secret import iso_day, read_secret
+from gatepost.service.srs_config import COMPACT, without_password
+from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
 
 Value = Union[str, bool, int, tuple[str, ...]]
 Given = Mapping[str, object]
+
+_SAFE_OCTETS = 16
 
 
 def init(path: Optional[Path]) -> None:
@@ -48,7 +53,9 @@ def check(path: Path) -> None:
         notes = list(config.warnings)
         if not config.organizations:
             notes.append("no organization is declared, so nothing is refused and nothing is rewritten")
-        secret = _secret(config)
+        secret, warnings = _secret(config)
+    notes += warnings
+    notes += _store(config)
     organizations = config.organizations.values()
     counts = ", ".join(
         (
@@ -63,16 +70,38 @@ def check(path: Path) -> None:
     click.echo(secret)
 
 
-def _secret(config: Config) -> str:
-    """Return what to say of the SRS secret. Raises ConfigError where it is there and can't be used."""
+def _secret(config: Config) -> tuple[str, list[str]]:
+    """Return what to say of the SRS secret, and warnings. Raises ConfigError where it is there and can't be used."""
     file = config.srs.secret_file
     try:
-        read_keys(file)
+        keys = read_secret(file)
     except ConfigError as error:
         if not secret_missing(error):
             raise
-        return f"SRS secret: {file} is not there yet, the first start makes it"
-    return f"SRS secret: {file} is good"
+        return f"SRS secret: {file} is not there yet, the first start makes it", []
+    today = day(int(time.time()))
+    signing = next((key for key in keys if key.signs_from <= today), keys[-1])
+    parts = []
+    for key in keys:
+        waits = f"signs from {iso_day(key.signs_from)}" if key.signs_from > today else "verifies"
+        parts.append(f"{fingerprint(key)} {'signs' if key is signing else waits}")
+    warnings = [
+        f"{file}: the key {fingerprint(key)} has {_count(len(key.secret), 'octet')}; safe are {_SAFE_OCTETS} and more"
+        for key in keys
+        if len(key.secret) < _SAFE_OCTETS
+    ]
+    return f"SRS secret: {file}: {_count(len(keys), 'key')}; {', '.join(parts)}", warnings
+
+
+def _store(config: Config) -> list[str]:
+    """Return a warning where the store is needed and can't be asked."""
+    if not config.srs.reverses(COMPACT) or not config.state_directory.is_dir():  # the first start makes that
+        return []
+    try:
+        open_store(config).found("")
+    except StoreError as error:
+        return [f"the store cannot be asked: {error}"]
+    return []
 
 
 def _count(number: int, noun: str) -> str:
@@ -93,7 +122,7 @@ def _document(config: Config, raw: Given) -> Iterator[str]:
     entries = _tables(raw, "organization")
     for given, organization in zip(entries, config.organizations.values()):
         yield from _organization(organization, config.settings[organization.name], given)
-    for name, values in _sections(config, _table(raw, "srs")).items():
+    for name, values in _sections(config).items():
         yield ""
         if values is None:
             yield f"# [{name}] is not set."
@@ -103,7 +132,7 @@ def _document(config: Config, raw: Given) -> Iterator[str]:
         yield from _keys(values, _table(_table(raw, outer), inner) if inner else _table(raw, outer))
 
 
-def _sections(config: Config, given_srs: Given) -> dict[str, Optional[dict[str, Value]]]:
+def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
     relay, srs, milter, policyd, egress = config.relay, config.srs, config.milter, config.policyd, config.egress
     return {
         "relay": {
@@ -124,8 +153,8 @@ def _sections(config: Config, given_srs: Given) -> dict[str, Optional[dict[str, 
             "reverse": srs.reverse.value,
             "accept_from": srs.accept_from,
             "failures_per_hour": srs.failures_per_hour,
-            "exclude": _listed(srs.exclude, given_srs.get("exclude")),
-            "include": _listed(srs.include, given_srs.get("include")),
+            "exclude": srs.exclude[: srs.exclude_listed],
+            "include": srs.include[: srs.include_listed],
             **_files({"exclude_file": srs.exclude_file, "include_file": srs.include_file}),
             "only_spf": srs.only_spf,
             "outgoing_addresses": srs.outgoing_addresses,
@@ -148,11 +177,6 @@ def _sections(config: Config, given_srs: Given) -> dict[str, Optional[dict[str, 
         "store": {"url": without_password(config.store_url)},
         "dns": {"nameservers": tuple(item.host_and_port for item in config.nameservers)},
     }
-
-
-def _listed(patterns: tuple[str, ...], given: object) -> tuple[str, ...]:
-    """Return those of *patterns* that are in the configuration itself: they stand before those of the file."""
-    return patterns[: len(given) if isinstance(given, list) else bool(given)]
 
 
 def _files(paths: Mapping[str, Optional[Path]]) -> dict[str, Value]:

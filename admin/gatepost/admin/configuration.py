@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from gatepost.service.secret import read_keys
 from gatepost.service.snapshot import Snapshot, build
 from gatepost.service.store import Store
 from gatepost.service.tables import ConfigError
-from gatepost.srs import Keys
+from gatepost.srs import Key, Keys
 
 
 @contextmanager
@@ -45,6 +46,11 @@ def printable(text: str) -> str:
 def secret_missing(error: ConfigError) -> bool:
     """Tell whether `read_keys` failed because there is no secret yet: the first start makes it."""
     return isinstance(error.__cause__, FileNotFoundError)
+
+
+def fingerprint(key: Key) -> str:
+    """Return eight characters that tell a key from others and say nothing of a key that can't be guessed."""
+    return hashlib.sha256(key.secret).hexdigest()[:8]
 
 
 def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:

@@ -9,21 +9,28 @@ from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Callable, Optional
+from urllib.parse import unquote
 
 import click
 
 from gatepost.admin.configuration import complain, open_store, printable, problems_reported, secret_missing
+from gatepost.relay import Organization, Patterns
 from gatepost.service import rewriting
-from gatepost.service.addresses import domain_of
-from gatepost.service.reversal import Bounce, day, ours, token
+from gatepost.service.addresses import domain_of, parse_address
+from gatepost.service.reversal import Bounce, day, ours
 from gatepost.service.reversal import reverse as reverse_address
 from gatepost.service.rewriting import BOUNCES, Egress
 from gatepost.service.snapshot import Snapshot, load_snapshot, srs_domain_of
 from gatepost.service.srs_config import COMPACT, Format
 from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
-from gatepost.srs import Address, AddressError, Inspection, SrsError
+from gatepost.srs import Address, AddressError, Inspection, NotSrs, SrsError
 from gatepost.srs import inspect as inspect_address
+from gatepost.srs.compact import TOKEN_LENGTH
+from gatepost.srs.stamp import PERIOD_DAYS
+
+_OLDEST_DAYS = 1000
+"""What srs.validity_days may be at most."""
 
 
 class _Refused(Exception):  # noqa: N818
@@ -59,6 +66,7 @@ def forward(
         raise click.UsageError(f'"{organization_name}" is no organization; there are: {", ".join(organizations)}')
     organization = organizations[organization_name] if organization_name else None
     forwarder = _mailbox(snapshot, mailbox) if mailbox else None
+    _note(snapshot, forwarder, organization)
     now = unix_time(at)
     store = open_store(snapshot.config)
 
@@ -68,10 +76,10 @@ def forward(
         if "@" not in address:
             raise _Refused("has no domain")
         if rewriting.leaving(snapshot, address) is Egress.OUT:
-            domain = address.rpartition("@")[2]
-            if ours(snapshot, domain_of(address)):
+            domain = domain_of(address)
+            if ours(snapshot, domain):
                 raise _Refused(f"is never rewritten: {domain} is a domain of this host's organizations")
-            raise _Refused(f"is never rewritten: {domain} is left out by srs.exclude or srs.include")
+            raise _Refused(f"is never rewritten: {left_out(snapshot, domain)}")
         if forwarder:
             made = rewriting.forwarded(snapshot, address, forwarder, now)
         else:
@@ -81,6 +89,30 @@ def forward(
         return made.address
 
     return _each(addresses, rewritten)
+
+
+def _note(snapshot: Snapshot, forwarder: Optional[Address], organization: Optional[Organization]) -> None:
+    """Say on standard error where the daemons may leave a sender alone that is rewritten here."""
+    accepted = snapshot.rules.accepted(forwarder.domain) if forwarder else None
+    whose = accepted.organization if accepted else organization or snapshot.default_organization
+    if not snapshot.enforces(whose):
+        complain("note: in mode monitor the daemons rewrite nothing")
+    if snapshot.config.srs.only_spf:
+        complain(
+            "note: with srs.only_spf the daemons rewrite only where the domain publishes an SPF record that does not"
+            " cover srs.outgoing_addresses; no DNS is asked here"
+        )
+
+
+def left_out(snapshot: Snapshot, domain: Optional[str]) -> str:
+    """Return by which key of [srs] the lists keep senders in *domain*, in normal form, from being rewritten."""
+    srs = snapshot.config.srs
+    if domain and Patterns(srs.exclude[: srs.exclude_listed]).match(domain):
+        return f"{domain} is in srs.exclude"
+    if domain and snapshot.exclude.match(domain):
+        return f"{domain} is in srs.exclude_file"
+    given = {"srs.include": bool(srs.include_listed), "srs.include_file": srs.include_file is not None}
+    return f"{domain or 'the domain'} is not in {' or '.join(key for key, is_given in given.items() if is_given)}"
 
 
 def _mailbox(snapshot: Snapshot, text: str) -> Address:
@@ -105,26 +137,26 @@ def reverse(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int
     def original(address: str) -> str:
         reversal = reverse_address(snapshot, address, now, store.found)
         if reversal.bounce is not Bounce.ORIGINAL:
-            raise _Refused(verdict(snapshot, reversal.bounce, address))
+            raise _Refused(verdict(snapshot, reversal.bounce, address, now))
         return reversal.original
 
     return _each(addresses, original)
 
 
-def verdict(snapshot: Snapshot, bounce: Bounce, address: str) -> str:
+def verdict(snapshot: Snapshot, bounce: Bounce, address: str, now: int) -> str:
     """Return in words what *address* is, which is not reversed."""
     domain = domain_of(address) or ""
-    if bounce is Bounce.FORGED and token(snapshot, address):
+    if bounce is Bounce.UNKNOWN:
         return (
-            "no original: the store does not know its token, or no key here made it; it is forged, mistyped, long"
-            " expired, or of a host with another store"
+            "no original: the store does not know its token; it is forged, mistyped, long expired, or of a host with"
+            " another store"
         )
     if bounce is Bounce.FORGED:
-        return "wrong hash: no key here made it; it is forged, mistyped, or of another system such as Exchange Online"
+        return _wrong_hash(snapshot, address, now)
     if bounce is Bounce.EXPIRED:
-        return f"expired: older than {snapshot.config.srs.validity_days} days (srs.validity_days), or from the future"
+        return _expired(snapshot, address, now)
     if bounce is Bounce.NOT_SRS:
-        return f"no SRS address that can be reversed here ({_forms(snapshot)})"
+        return _not_reversed(snapshot, address, now)
     accepted = snapshot.rules.accepted(domain)
     if accepted is None:
         return f"somebody else's SRS address: {domain} is no accepted domain and no srs_domain here"
@@ -132,6 +164,61 @@ def verdict(snapshot: Snapshot, bounce: Bounce, address: str) -> str:
     if srs_domain is None:
         return "somebody else's SRS address, or forged: no key here made it (in mode monitor this host makes none)"
     return f"somebody else's SRS address: no key here made it, and this host makes its own in {srs_domain}"
+
+
+def _wrong_hash(snapshot: Snapshot, address: str, now: int) -> str:
+    shortest = snapshot.config.srs.srs0.hash_minimum
+    try:
+        found = _inspected(address, now)
+    except SrsError:  # the mailbox in front of +SRS= looks like SRS0
+        found = None
+    if found and _format(found) == Format.SRS0.value and len(found.hash) < shortest:
+        return f"wrong hash: the hash has {len(found.hash)} characters, srs.srs0.hash_minimum is {shortest}"
+    return "wrong hash: no key here made it; it is forged, mistyped, or of another system such as Exchange Online"
+
+
+def _expired(snapshot: Snapshot, address: str, now: int) -> str:
+    try:
+        age = _age(_inspected(address, now), day(now))
+    except SrsError:  # as above
+        return f"expired, or from the future: srs.validity_days is {snapshot.config.srs.validity_days}"
+    if not 0 <= age <= _OLDEST_DAYS:
+        ahead = -age % PERIOD_DAYS
+        return f"from the future: its timestamp is {_days(ahead)} ahead (or {PERIOD_DAYS - ahead:,} days back)"
+    return f"expired: it is {_days(age)} old, and srs.validity_days is {snapshot.config.srs.validity_days}"
+
+
+def _not_reversed(snapshot: Snapshot, address: str, now: int) -> str:
+    try:
+        found = _inspected(address, now)
+    except SrsError as error:
+        return f"{error} (brought back here: {_forms(snapshot)})"
+    form = _format(found)
+    if form == COMPACT and len(found.hash) != TOKEN_LENGTH:
+        return "compact form of another system: its original is in that system's store"
+    if not snapshot.config.srs.reverses(form):
+        return f'of the format {form}, which this host does not bring back; srs.also_reverse = ["{form}"] would'
+    return f"no SRS address that can be reversed here ({_forms(snapshot)})"
+
+
+def _format(found: Inspection) -> str:
+    """Return the name that srs.also_reverse has for the form of an address."""
+    return {"long": Format.EXCHANGE.value, "compact": COMPACT}.get(found.form, Format.SRS0.value)
+
+
+def _inspected(text: str, now: int) -> Inspection:
+    """Take an address apart, with %2B and %3D for + and = as well (`reversal.reverse`). Raises SrsError."""
+    if not text:
+        raise NotSrs("the null sender, no SRS address")
+    if "@" not in text:
+        raise NotSrs('"@domain" is missing')
+    address = parse_address(text)
+    for local in (address.local, unquote(address.local)):
+        try:
+            return inspect_address(Address(local, address.domain), day(now))
+        except NotSrs as error:
+            why = error
+    raise NotSrs(f"no SRS address: {why}")
 
 
 def _forms(snapshot: Snapshot) -> str:
@@ -152,8 +239,8 @@ def inspect(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int
     now = unix_time(at)
 
     def fields(text: str) -> str:
-        found = inspect_address(Address.parse(text), day(now))
-        state = _state(snapshot, text, found, now) if snapshot else f"not checked: {unchecked}"
+        found = _inspected(text, now)
+        state = _state(snapshot, text, now) if snapshot else f"not checked: {unchecked}"
         return _block(text, found, state, day(now))
 
     return _each(addresses, fields, between="\n")
@@ -171,7 +258,7 @@ def _snapshot_if_any(path: Path) -> tuple[Optional[Snapshot], str]:
         return None, "this host has no SRS secret yet"
 
 
-def _state(snapshot: Snapshot, text: str, found: Inspection, now: int) -> str:
+def _state(snapshot: Snapshot, text: str, now: int) -> str:
     try:
         reversal = reverse_address(snapshot, text, now, open_store(snapshot.config).found)
     except StoreError as error:
@@ -179,17 +266,13 @@ def _state(snapshot: Snapshot, text: str, found: Inspection, now: int) -> str:
     if reversal.bounce is Bounce.ORIGINAL:
         return f"made here, the hash is right and it has not expired: bounces to it go to {reversal.original}"
     if reversal.bounce is Bounce.EXPIRED:
-        return "made here, the hash is right, but " + verdict(snapshot, reversal.bounce, text)
-    if found.form == "compact" and reversal.bounce is Bounce.NOT_SRS:
-        if snapshot.config.srs.reverses(COMPACT):
-            return "compact form of another system: its original is in that system's store"
-        return "compact form, of which none is reversed here (srs.form, srs.also_reverse)"
-    return verdict(snapshot, reversal.bounce, text)
+        return "made here, the hash is right, but " + verdict(snapshot, reversal.bounce, text, now)
+    return verdict(snapshot, reversal.bounce, text, now)
 
 
 _FORMS = {
-    "long": "long, as Exchange Online's (original in the address)",
-    "compact": "compact, as Exchange Online's (original kept in a store)",
+    "long": "exchange, long (original in the address)",
+    "compact": "compact (original kept in a store)",
     "SRS0": "SRS0, the classic form (original in the address)",
     "SRS1": "SRS1, the classic form of a second forwarder (leads to the SRS0 address of the first)",
 }
@@ -214,8 +297,16 @@ def _block(text: str, found: Inspection, state: str, today: int) -> str:
 
 
 def _ago(found: Inspection, today: int) -> str:
-    age = today - (date.fromisoformat(found.date) - date(1970, 1, 1)).days
+    age = _age(found, today)
     return {-1: "tomorrow", 0: "today", 1: "yesterday"}.get(age, f"{age} days ago")
+
+
+def _age(found: Inspection, today: int) -> int:
+    return today - (date.fromisoformat(found.date) - date(1970, 1, 1)).days
+
+
+def _days(number: int) -> str:
+    return f"{number} day{'' if number == 1 else 's'}"
 
 
 def _each(addresses: Sequence[str], function: Callable[[str], str], between: str = "") -> int:

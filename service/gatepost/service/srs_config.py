@@ -98,9 +98,10 @@ def forgotten(before: SrsConfig, after: SrsConfig) -> Iterator[str]:
     for form in (Format.EXCHANGE.value, Format.SRS0.value, COMPACT):
         if before.reverses(form) and not after.reverses(form):
             yield f'addresses of the form {form} are no longer brought back; srs.also_reverse = ["{form}"] would'
-    if after.reverses(Format.EXCHANGE.value) and before.hash_length != after.hash_length:
+    kept = {form.value for form in Format if before.reverses(form.value) and after.reverses(form.value)}
+    if Format.EXCHANGE.value in kept and before.hash_length != after.hash_length:
         yield f"srs.hash_length: addresses with a hash of {before.hash_length} characters are no longer brought back"
-    if after.reverses(Format.SRS0.value) and before.srs0.hash_minimum < after.srs0.hash_minimum:
+    if Format.SRS0.value in kept and before.srs0.hash_minimum < after.srs0.hash_minimum:
         yield "srs.srs0.hash_minimum: addresses with a shorter hash are no longer brought back"
 
 

@@ -105,7 +105,8 @@ class Connection:
         return answer
 
     def aids(self) -> Aids:
-        return Aids(lambda: "REFERENCE1", nothing, lambda client: self.guessing and client == "198.51.100.7")
+        address = self.attributes["client_address"]
+        return Aids(lambda: "REFERENCE1", nothing, lambda client: self.guessing and client == address)
 
     def rcpt(self, recipient: str) -> Answer:
         queue_id = "4CgSNs5Q9s" if self.taken else ""
@@ -163,10 +164,68 @@ def test_octets_that_are_no_utf8_are_dunno(state: Path) -> None:
     assert Connection(snapshot(state), "\udcff@example.net").rcpt("\udcff\udcfe@contoso.com").text == "DUNNO"
 
 
-@pytest.mark.parametrize("protocol_state", ["CONNECT", "EHLO", "MAIL", "VRFY", "ETRN", "END-OF-MESSAGE", ""])
+@pytest.mark.parametrize("protocol_state", ["CONNECT", "EHLO", "MAIL", "ETRN", "END-OF-MESSAGE", ""])
 def test_other_states_are_dunno_even_for_a_forged_recipient(state: Path, protocol_state: str) -> None:
     hub = snapshot(state)
     assert Connection(hub).ask(protocol_state, recipient=forged(hub)).text == "DUNNO"
+
+
+def test_unknown_token_is_refused_with_5_1_1_and_logged_as_unknown(state: Path) -> None:
+    hub = snapshot(state, form="compact")
+    rcpt = "bounces+SRS=abcdefghijklmnop=RA@contoso.com"
+    answer = Connection(hub).rcpt(rcpt)
+    assert answer.text == "550 5.1.1 SRS address that is not known here"
+    assert (answer.action, answer.bounce) == (Action.REJECT, Bounce.UNKNOWN)
+    assert answer.log == f"NOQUEUE: action=reject, from=<>, to=<{rcpt}>, client=198.51.100.7, reason=srs-unknown"
+
+
+def test_unknown_token_is_dunno_in_monitor_mode(state: Path) -> None:
+    hub = snapshot(state, form="compact", mode="monitor")
+    assert Connection(hub).rcpt("bounces+SRS=abcdefghijklmnop=RA@contoso.com") == Answer(Action.DUNNO, "DUNNO")
+
+
+# --- VRFY, which would else tell right hashes from wrong ones
+
+
+@pytest.mark.parametrize("make", [forged, expired], ids=["forged", "expired"])
+def test_vrfy_of_a_bad_srs_recipient_is_refused_as_rcpt_is(state: Path, make: Callable[[Snapshot], str]) -> None:
+    hub = snapshot(state)
+    answer = Connection(hub).ask("VRFY", recipient=make(hub))
+    assert answer == Connection(hub).rcpt(make(hub))
+    assert answer.action is Action.REJECT
+
+
+@pytest.mark.parametrize("by", ["milter", "policyd"])
+def test_vrfy_of_other_recipients_is_left_to_postfix(state: Path, by: str) -> None:
+    hub = snapshot(state, by=by)
+    connection = Connection(hub, client_address="192.0.2.5")
+    for rcpt in (srs(hub), FOREIGN_SRS, "john@contoso.com", "x@example.org", "root"):
+        assert connection.ask("VRFY", recipient=rcpt) == Answer(Action.DUNNO, "DUNNO")
+
+
+def test_vrfy_by_a_client_that_guesses_is_put_off_for_right_addresses_too(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub)
+    connection.guessing = True
+    assert connection.ask("VRFY", recipient=srs(hub)).text.startswith("450 4.7.1 ")
+    assert connection.ask("VRFY", recipient="john@contoso.com").text == "DUNNO"
+
+
+def test_vrfy_is_no_part_of_the_transaction(state: Path) -> None:
+    hub = snapshot(state, reverse="redirect")
+    connection = Connection(hub)
+    connection.rcpt(srs(hub))
+    known = connection.known
+    for rcpt, instance in ((forged(hub), "1"), ("john@contoso.com", "1"), (srs(hub), ""), (srs(hub), "2")):
+        connection.ask("VRFY", recipient=rcpt, instance=instance)
+    assert connection.known is known
+    assert connection.data().text == "REDIRECT bob@fabrikam.com"
+
+
+def test_vrfy_is_dunno_in_bypass(state: Path) -> None:
+    hub = snapshot(state)
+    bypass_file(hub.config).touch()
+    assert Connection(hub).ask("VRFY", recipient=forged(hub)).text == "DUNNO"
 
 
 def test_bypass_stops_judging(state: Path) -> None:
@@ -572,6 +631,32 @@ def test_client_that_guesses_still_gets_its_other_mail_through(state: Path, rcpt
     assert connection.rcpt(rcpt).text == "DUNNO"
 
 
+@pytest.mark.parametrize(
+    "client",
+    [
+        {"client_address": "192.0.2.5"},
+        {"ccert_subject": "crm.contoso.com", "ccert_issuer": "CA"},
+    ],
+    ids=["by its address", "by its certificate"],
+)
+def test_client_that_matches_a_connector_is_never_put_off_as_one_that_guesses(
+    state: Path, client: dict[str, str]
+) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub, **client)
+    connection.guessing = True
+    assert connection.rcpt(forged(hub)).text.startswith("550 5.1.1 ")
+    assert connection.ask("VRFY", recipient=forged(hub)).text.startswith("550 5.1.1 ")
+    assert connection.rcpt(srs(hub)).text == "DUNNO"
+
+
+def test_client_whose_certificate_is_not_trusted_is_put_off(state: Path) -> None:
+    hub = snapshot(state)
+    connection = Connection(hub, ccert_subject="crm.contoso.com")
+    connection.guessing = True
+    assert connection.rcpt(srs(hub)).action is Action.DEFER
+
+
 # --- compact addresses
 
 
@@ -586,7 +671,7 @@ def test_compact_address_is_looked_up_in_the_store(state: Path) -> None:
     made = compact(hub)
     entry = look_up(hub, "reverse", made.address, NOW, {made.token: made.original}.get)
     assert entry == Entry(Found.OK, "bob@fabrikam.com", Bounce.ORIGINAL)
-    assert look_up(hub, "reverse", made.address, NOW, nothing) == Entry(Found.NOTFOUND, bounce=Bounce.FORGED)
+    assert look_up(hub, "reverse", made.address, NOW, nothing) == Entry(Found.NOTFOUND, bounce=Bounce.UNKNOWN)
 
 
 def test_failure_of_the_store_passes_through(state: Path) -> None:
@@ -621,8 +706,26 @@ def test_forward_map_leaves_null_senders_parts_and_own_senders(state: Path, key:
     assert forward(snapshot(state), key, NOW) is None
 
 
-def test_forward_map_leaves_what_cannot_be_rewritten(state: Path) -> None:
-    assert forward(snapshot(state), "b" * 240 + "@fabrikam.com", NOW) is None
+TOO_LONG = "bob+" + "b" * 240 + "@fabrikam.com"
+
+
+@pytest.mark.parametrize("key", [TOO_LONG, "bob@", "bob@fab rikam.com\t"])
+def test_forward_map_answers_the_sender_itself_where_it_cannot_be_rewritten(state: Path, key: str) -> None:
+    # Postfix would else ask for bob@fabrikam.com, and rewrite to what stands for another sender.
+    assert forward(snapshot(state), key, NOW) == Rewritten(key, "none")
+    assert forward(snapshot(state), "bob@fabrikam.com", NOW) is not None
+
+
+@pytest.mark.parametrize("lists", [{"exclude": ["fabrikam.com"]}, {"include": ["vendor.example"]}])
+@pytest.mark.parametrize("sender", ["bob+tag@fabrikam.com", TOO_LONG, "bob+tag@contoso.com"])
+def test_forward_map_finds_no_shorter_key_of_a_sender_that_it_leaves(
+    state: Path, lists: dict[str, list[str]], sender: str
+) -> None:
+    hub = snapshot(state, exclude=lists.get("exclude", []), include=lists.get("include", []))
+    local, _, domain = sender.rpartition("@")
+    user = local.partition("+")[0]
+    for key in (sender, f"{user}@{domain}", local, user, f"@{domain}"):  # canonical(5)
+        assert forward(hub, key, NOW) is None
 
 
 def test_forward_map_leaves_what_it_made(state: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import fcntl
 import os
 import resource
 import select
@@ -13,8 +14,9 @@ import signal
 import socket
 import sqlite3
 import sys
+import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -318,6 +320,50 @@ def test_guessing_client_is_put_off(tmp_path: Path) -> None:
         ask(client, good.replace(b"198.51.100.7", b"198.51.100.8"), DUNNO)
 
 
+def test_vrfy_is_judged_as_rcpt_is_and_its_failures_count_too(tmp_path: Path) -> None:
+    vrfy = RCPT.replace(b"RCPT", b"VRFY").replace(b"instance=1", b"instance=1\nclient_address=198.51.100.7")
+    made = snapshot(tmp_path, failures_per_hour=2)
+    good = vrfy.replace(b"john@contoso.com", srs(made))
+    bad = good.replace(b"=bob@", b"=eve@")
+    with running(tmp_path, made) as service, service.connect() as client:
+        ask(client, vrfy, DUNNO)
+        for _ in range(2):
+            ask(client, good, DUNNO)
+            ask(client, bad, b"action=550 5.1.1 SRS address with a wrong hash\n\n")
+        for request in (good, good.replace(b"VRFY", b"RCPT")):
+            client.sendall(request)
+            assert client.recv(1000).startswith(b"action=450 4.7.1 ")
+        ask(client, vrfy, DUNNO)
+        assert service.count(POLICY_REQUESTS, "VRFY", "reject") == 2
+        assert service.count(POLICY_REQUESTS, "VRFY", "defer") == 1
+        assert service.count(SRS_REVERSALS, "forged") == 2
+
+
+def test_unknown_token_is_no_guess(tmp_path: Path) -> None:
+    request = RCPT.replace(b"instance=1", b"instance=1\nclient_address=198.51.100.7")
+    unknown = request.replace(b"john@contoso.com", b"bounces+SRS=abcdefghijklmnop=RA@contoso.com")
+    made = snapshot(tmp_path, failures_per_hour=1)
+    with running(tmp_path, made) as service, service.connect() as client:
+        for _ in range(3):
+            ask(client, unknown, b"action=550 5.1.1 SRS address that is not known here\n\n")
+        ask(client, request.replace(b"john@contoso.com", srs(made)), DUNNO)
+        assert service.count(SRS_REVERSALS, "unknown") == 3
+
+
+def test_sender_that_cannot_be_rewritten_is_itself_in_the_forward_map_and_counted_as_no_rewrite(tmp_path: Path) -> None:
+    sender = b"bob+" + b"b" * 240 + b"@fabrikam.com"
+    with running(tmp_path, snapshot(tmp_path, form="long")) as service:
+        with service.connect() as client, service.connect(FORWARD) as table:
+            assert asked(client, b"forward " + sender) == b"OK " + sender
+            assert asked(client, b"forward bob@") == b"OK bob@"
+            ask(table, b"get " + sender + b"\n", b"200 " + sender + b"\n")
+            for form in ("bounces", "forward", "long", "compact", "none"):
+                assert service.count(SRS_REWRITES, form) == 0
+            assert asked(client, b"forward bob@fabrikam.com") == b"OK " + srs(service.snapshot)
+        assert service.count(SRS_REWRITES, "bounces") == 1
+        assert service.count(MAP_LOOKUPS, "forward", "ok") == 4
+
+
 # --- the store
 
 
@@ -408,8 +454,9 @@ def test_policy_takes_a_compact_recipient_and_refuses_an_unknown_token(compact: 
         made = asked(client, b"forward bob@fabrikam.com")[3:]
         ask(policy, RCPT.replace(b"john@contoso.com", made), DUNNO)
         unknown = b"bounces+SRS=abcdefghijklmnop=RA@contoso.com"
-        refused = b"action=550 5.1.1 SRS address with a wrong hash\n\n"
+        refused = b"action=550 5.1.1 SRS address that is not known here\n\n"
         ask(policy, RCPT.replace(b"john@contoso.com", unknown), refused)
+    assert f"to=<{unknown.decode()}>, reason=srs-unknown\n" in compact.log()
 
 
 def test_without_its_store_long_forms_are_made_and_tokens_are_a_temporary_failure(compact: Service) -> None:
@@ -496,6 +543,154 @@ def test_drain_answers_a_request_that_waits_for_the_store(compact: Service) -> N
         assert compact.wait() == 0
 
 
+def rows(folder: Path, token: str) -> int:
+    with contextlib.closing(sqlite3.connect(folder / "gatepost.db")) as database:
+        found = database.execute("SELECT count(*) FROM srs_token WHERE token = ?", (token,)).fetchone()
+    return int(found[0])
+
+
+def test_first_worker_alone_clears_the_store_of_what_has_expired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = Store.__init__.__kwdefaults__
+    assert defaults
+    monkeypatch.setitem(defaults, "expire_after_s", 0.0)
+    made = snapshot(tmp_path, form="compact")
+    store = Store(made.config.store_url)
+    store.stored("old", "bob@fabrikam.com", 1)
+    store.close()
+    with running(tmp_path, made) as service:
+        service.drain(0)
+        service.wait(0)
+        service.start()
+        with service.connect() as client:
+            for number in range(20):
+                assert asked(client, b"forward u%d@fabrikam.com" % number).startswith(b"OK bounces+SRS=")
+        assert rows(tmp_path, "old") == 1
+    with running(tmp_path, made) as service, service.connect() as client:
+        assert asked(client, b"forward bob@fabrikam.com").startswith(b"OK bounces+SRS=")
+        until(lambda: rows(tmp_path, "old") == 0)
+
+
+class Pair:
+    """A client of a worker in this very process, and the worker's end of its socket."""
+
+    def __init__(self, send_octets: int = 0) -> None:
+        self.client, self.served = socket.socketpair()
+        self.client.setblocking(False)
+        if send_octets:
+            self.served.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_octets)
+
+    async def connect(self, worker: Worker) -> Pair:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(worker), self.served)
+        return self
+
+    def send(self, octets: bytes) -> None:
+        assert self.client.send(octets) == len(octets)
+
+    async def read(self, size: int) -> bytes:
+        octets = b""
+        while len(octets) < size:
+            octets += await asyncio.get_running_loop().sock_recv(self.client, size - len(octets))
+        return octets
+
+    async def ask(self, request: bytes, answer: bytes) -> None:
+        self.send(request)
+        assert await self.read(len(answer)) == answer
+
+    def unread(self) -> int:
+        """Return how many octets the worker has not read."""
+        return int.from_bytes(fcntl.ioctl(self.served.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+@contextlib.asynccontextmanager
+async def worker_whose_store_is_locked(folder: Path) -> AsyncIterator[tuple[Worker, sqlite3.Connection]]:
+    """Yield a worker that has opened its store, and what unlocks that by its rollback()."""
+    worker = Worker(snapshot(folder, form="compact"), Series.create(folder / "policyd-0.series"))
+    await asyncio.wrap_future(worker.store.put("first", "bob@fabrikam.com", 1))
+    with contextlib.closing(sqlite3.connect(folder / "gatepost.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield worker, database
+    worker.store.close()
+
+
+def test_client_that_goes_on_asking_while_its_request_waits_is_not_read_from(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker_whose_store_is_locked(tmp_path) as (worker, database):
+            waiting, other = await Pair().connect(worker), await Pair().connect(worker)
+            waiting.send(FORWARD_REQUEST)
+            await other.ask(EGRESS, EGRESS_ANSWER)
+            waiting.send(EGRESS * 1000)
+            for _ in range(3):
+                await other.ask(EGRESS, EGRESS_ANSWER)
+            assert waiting.unread() == 1000 * len(EGRESS)
+            database.rollback()
+            assert b"=" in await waiting.read(len(netstring(b"OK bounces+SRS=abcdefghijklmnop=RA@contoso.com")))
+            assert await waiting.read(1000 * len(EGRESS_ANSWER)) == EGRESS_ANSWER * 1000
+            assert worker.half_sent == {}
+
+    asyncio.run(scenario())
+
+
+MANY = 4000
+"""So many answers are more than a connection with a small socket buffer holds before it stops to read."""
+
+
+def test_client_that_reads_its_answers_while_a_request_waits_is_not_read_from_either(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker_whose_store_is_locked(tmp_path) as (worker, _):
+            waiting, other = await Pair(send_octets=4096).connect(worker), await Pair().connect(worker)
+            waiting.send(EGRESS * MANY + FORWARD_REQUEST)
+            await other.ask(EGRESS, EGRESS_ANSWER)
+            assert waiting.unread() == 0
+            waiting.send(EGRESS * 10)
+            assert await waiting.read(MANY * len(EGRESS_ANSWER)) == EGRESS_ANSWER * MANY
+            for _ in range(3):
+                await other.ask(EGRESS, EGRESS_ANSWER)
+            assert waiting.unread() == 10 * len(EGRESS)
+
+    asyncio.run(scenario())
+
+
+def test_client_that_does_not_read_is_not_read_from_after_its_request_that_waited_either(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker_whose_store_is_locked(tmp_path) as (worker, database):
+            waiting, other = await Pair(send_octets=4096).connect(worker), await Pair().connect(worker)
+            waiting.send(EGRESS * MANY + FORWARD_REQUEST)
+            await other.ask(EGRESS, EGRESS_ANSWER)
+            assert len(worker.half_sent) == 1
+            database.rollback()
+            while worker.half_sent:
+                await other.ask(EGRESS, EGRESS_ANSWER)
+            waiting.send(EGRESS * 10)
+            for _ in range(3):
+                await other.ask(EGRESS, EGRESS_ANSWER)
+            assert waiting.unread() == 10 * len(EGRESS)
+            await waiting.read(MANY * len(EGRESS_ANSWER))
+            made = len(netstring(b"OK bounces+SRS=abcdefghijklmnop=RA@contoso.com"))
+            assert (await waiting.read(made + 10 * len(EGRESS_ANSWER))).endswith(EGRESS_ANSWER * 10)
+
+    asyncio.run(scenario())
+
+
+def test_each_answer_gives_what_follows_it_on_a_connection_30_seconds_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with worker_whose_store_is_locked(tmp_path) as (worker, _):
+            client, other = await Pair().connect(worker), await Pair().connect(worker)
+            client.send(FORWARD_REQUEST + EGRESS[:5])
+            await other.ask(EGRESS, EGRESS_ANSWER)
+            (first,) = worker.half_sent.values()
+            answer = netstring(b"OK " + srs(worker.snapshot))
+            assert await client.read(len(answer)) == answer  # the long form, after a second, for the store is locked
+            (second,) = worker.half_sent.values()
+            assert second > first
+            worker.tick(first + 30.001)
+            await client.ask(EGRESS[5:], EGRESS_ANSWER)
+            assert worker.half_sent == {}
+
+    asyncio.run(scenario())
+
+
 # --- only_spf
 
 
@@ -506,9 +701,9 @@ PUBLISHED = {
 
 
 @contextlib.contextmanager
-def with_spf(folder: Path, dns: NameServer) -> Iterator[Service]:
+def with_spf(folder: Path, dns: NameServer, form: str = "auto") -> Iterator[Service]:
     address = f"127.0.0.1:{dns.address[1]}"
-    made = snapshot(folder, address, only_spf=True, outgoing_addresses=["192.0.2.1"])
+    made = snapshot(folder, address, form=form, only_spf=True, outgoing_addresses=["192.0.2.1"])
     with running(folder, made) as service:
         yield service
 
@@ -538,6 +733,46 @@ def test_egress_map_answers_at_once_while_dns_is_silent_and_forward_waits_bounde
             assert netstring_in(client).startswith(b"OK bounces+SRS=")
         assert time.monotonic() - began < 6
         dns.open.set()
+
+
+def test_forward_map_answers_from_what_spf_knows_while_slow_domains_are_waited_for(tmp_path: Path) -> None:
+    with NameServer(PUBLISHED) as dns, with_spf(tmp_path, dns) as service, contextlib.ExitStack() as stack:
+        known = stack.enter_context(service.connect())
+        answers = {b"bob@covers.example": b"NOTFOUND ", b"bob@fabrikam.com": b"OK " + srs(service.snapshot)}
+        for sender, answer in answers.items():
+            assert asked(known, b"forward " + sender) == answer
+        dns.open.clear()
+        clients = [stack.enter_context(service.connect()) for _ in range(40)]
+        before = len(dns.questions)
+        for number, client in enumerate(clients):
+            client.sendall(netstring(b"forward bob@d%d.example" % number))
+        dns.wait_for_questions(before + 1)
+        for sender, answer in answers.items():
+            assert asked(known, b"forward " + sender) == answer
+        assert select.select(clients, [], [], 0)[0] == []
+        dns.open.set()
+        for client in clients:
+            assert netstring_in(client).startswith((b"OK bounces+SRS=", b"NOTFOUND "))
+
+
+def test_sender_that_cannot_be_rewritten_waits_in_the_queue_until_spf_is_known(tmp_path: Path) -> None:
+    later = b"OK retry:4.4.3 gatepost: the SPF record of the sender's domain is not known yet"
+    bounced = b"OK error:5.1.7 Sender address is too long or malformed, so it can't be rewritten for relaying"
+    spared, not_spared = (b"egress " + b"b" * 240 + domain for domain in (b"@covers.example", b"@fabrikam.com"))
+    with NameServer(PUBLISHED) as dns, with_spf(tmp_path, dns, form="long") as service, service.connect() as client:
+        dns.open.clear()
+        assert [asked(client, spared), asked(client, not_spared)] == [later, later]
+        assert netstring(asked(client, b"egress bob@x.example")) == EGRESS_ANSWER
+        dns.open.set()
+        until(lambda: asked(client, spared) == b"NOTFOUND ")
+        until(lambda: asked(client, not_spared) != later)
+        assert asked(client, not_spared) == bounced
+
+
+def test_sender_without_a_domain_is_bounced_at_once_for_spf_can_never_know_it(tmp_path: Path) -> None:
+    with NameServer(PUBLISHED) as dns, with_spf(tmp_path, dns) as service, service.connect() as client:
+        assert asked(client, b"egress bob@").startswith(b"OK error:5.1.7 ")
+        assert dns.questions == []
 
 
 # --- clients that misbehave

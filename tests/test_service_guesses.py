@@ -65,14 +65,15 @@ def test_clock_that_was_put_back_locks_nobody_out() -> None:
         ("2001:db8:1:2::5", "2001:db8:1:2:ffff::1", True),
         ("2001:db8:1:2::5", "2001:DB8:1:2::6", True),
         ("::1", "::2", True),
-        ("2001:db8:1:2::5", "2001:db8:1:3::5", False),
+        ("2001:db8:1:2::5", "2001:db8:1:ff::5", True),
+        ("2001:db8:1:2::5", "2001:db8:1:102::5", False),
         ("::ffff:203.0.113.9", CLIENT, True),
         ("::ffff:203.0.113.9", "::ffff:203.0.113.10", False),
         ("", CLIENT, False),
         ("unknown", "unknown", True),
     ],
 )
-def test_ipv4_addresses_count_each_for_itself_and_those_of_an_ipv6_64_network_together(
+def test_ipv4_addresses_count_each_for_itself_and_those_of_an_ipv6_56_network_together(
     guesser: str, other: str, together: bool
 ) -> None:
     guesses = Guesses(None, 1)

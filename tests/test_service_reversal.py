@@ -22,13 +22,21 @@ def srs(made: Snapshot, domain: str, day: int = DAY, mailbox: str = "bounces") -
         (NOW, Bounce.ORIGINAL),
         (NOW + 22 * 86400 - 1, Bounce.ORIGINAL),
         (NOW + 22 * 86400, Bounce.EXPIRED),
-        (NOW - 1, Bounce.EXPIRED),
-        (NOW + 1023 * 86400, Bounce.EXPIRED),
-        (NOW + 1024 * 86400, Bounce.ORIGINAL),
+        (NOW + 23 * 86400 - 1, Bounce.EXPIRED),
+        (NOW - 1, Bounce.ORIGINAL),
+        (NOW - 300, Bounce.ORIGINAL),
+        (NOW - 301, Bounce.EXPIRED),
+        (NOW - 86400, Bounce.EXPIRED),
+        (NOW + 1024 * 86400 - 301, Bounce.EXPIRED),
+        (NOW + 1024 * 86400 - 300, Bounce.ORIGINAL),
     ],
-    ids=["same day", "end of the 21st day", "22nd day", "second before", "day before a period", "a period later"],
+    ids=[
+        *("same day", "end of the 21st day", "22nd day", "end of the 22nd day"),
+        *("clock a second behind", "clock 5 minutes behind", "clock further behind", "clock a day behind"),
+        *("before a period is over", "a period later"),
+    ],
 )
-def test_srs_address_is_reversed_for_21_days(now: int, bounce: Bounce) -> None:
+def test_srs_address_is_reversed_for_21_days_and_by_clocks_5_minutes_behind(now: int, bounce: Bounce) -> None:
     found = reversal.reverse(CONTOSO, srs(CONTOSO, "contoso.com"), now, nothing)
     assert found == Reversal(bounce, "Bob@Fabrikam.com" if bounce is Bounce.ORIGINAL else "")
 
@@ -197,9 +205,25 @@ def test_compact_address_of_an_old_key_is_good_after_a_rotation() -> None:
 # Tokens
 
 
-def test_token_that_the_store_does_not_know_is_forged() -> None:
+@pytest.mark.parametrize(
+    "rcpt",
+    [
+        "bounces+SRS=abcdefghijklmnop=RA@contoso.com",
+        "bounces+SRS=abcdefghijklmnop=AA@contoso.com",
+        "bounces%2Bsrs%3Dabcdefghijklmnop%3Dra@contoso.com",
+    ],
+    ids=["good stamp", "old stamp", "encoded"],
+)
+def test_token_that_the_store_does_not_know_is_unknown(rcpt: str) -> None:
+    assert reversal.reverse(CONTOSO, rcpt, NOW, nothing) == Reversal(Bounce.UNKNOWN)
+
+
+@pytest.mark.parametrize("domain", ["contoso.com", "a.corp.contoso.com", "fabrikam.example", "example.org"])
+def test_token_that_the_store_does_not_know_is_foreign_where_this_host_makes_none(domain: str) -> None:
+    # Beside an srs_domain, in monitor mode, outside.
+    assert reversal.reverse(TWO, f"bounces+SRS=abcdefghijklmnop=RA@{domain}", NOW, nothing).bounce is Bounce.FOREIGN
     assert (
-        reversal.reverse(CONTOSO, "bounces+SRS=abcdefghijklmnop=RA@contoso.com", NOW, nothing).bounce is Bounce.FORGED
+        reversal.reverse(TWO, "bounces+SRS=abcdefghijklmnop=RA@srs.contoso.com", NOW, nothing).bounce is Bounce.UNKNOWN
     )
 
 
@@ -211,7 +235,21 @@ def test_token_whose_row_belongs_to_another_address_is_forged() -> None:
 def test_compact_address_expires() -> None:
     shelf = Shelf()
     address = shelf.put(rewriting.relayed(snapshot(HOST, form="compact"), "bob@fabrikam.com", None, NOW))
+    assert reversal.reverse(CONTOSO, address, NOW + 22 * 86400 - 1, shelf.get).bounce is Bounce.ORIGINAL
     assert reversal.reverse(CONTOSO, address, NOW + 22 * 86400, shelf.get).bounce is Bounce.EXPIRED
+
+
+@pytest.mark.parametrize("srs", [{"form": "long"}, {"form": "compact"}, {"format": "srs0", "form": "long"}])
+def test_address_made_at_midnight_is_good_on_a_host_whose_clock_is_5_minutes_behind(srs: dict[str, object]) -> None:
+    made, shelf = snapshot(HOST, **srs), Shelf()
+    address = shelf.put(rewriting.relayed(made, "bob@fabrikam.com", None, NOW))
+    bounces = [reversal.reverse(made, address, NOW - behind, shelf.get).bounce for behind in (300, 301)]
+    assert bounces == [Bounce.ORIGINAL, Bounce.EXPIRED]
+
+
+def test_forged_address_of_tomorrow_is_forged() -> None:
+    address = srs(CONTOSO, "contoso.com").replace("Bob", "Eve")
+    assert reversal.reverse(CONTOSO, address, NOW - 1, nothing).bounce is Bounce.FORGED
 
 
 @pytest.mark.parametrize(

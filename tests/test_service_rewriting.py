@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -289,6 +291,26 @@ def test_quotes_count_where_64_octets_are_the_limit() -> None:
     assert rewriting.relayed(CONTOSO, f"{'b' * 26}@fabrikam.com", None, NOW).form == "bounces"
 
 
+@pytest.mark.parametrize("format_", ["exchange", "srs0"])
+@pytest.mark.parametrize("sender", ["a%b@fabrikam.com", "x!ann@fabrikam.com", '"a@b"@fabrikam.com'])
+def test_sender_that_postfix_would_route_elsewhere_is_made_compact_and_long_only_where_it_must(
+    format_: str, sender: str
+) -> None:
+    auto, long = (
+        snapshot(organization("contoso", "contoso.com"), format=format_, form=form) for form in ("auto", "long")
+    )
+    compact = rewriting.relayed(auto, sender, None, NOW)
+    assert (compact.form, compact.original) == ("compact", sender)
+    written = rewriting.relayed(long, sender, None, NOW)
+    assert written == Rewritten(compact.otherwise, "bounces")
+    assert reversal.reverse(auto, written.address, NOW, nothing) == Reversal(Bounce.ORIGINAL, sender)
+
+
+def test_mailbox_that_postfix_would_route_elsewhere_is_not_named() -> None:
+    new = rewriting.forwarded(CONTOSO, "bob@x.example", Address("a%b", "contoso.com"), NOW)
+    assert (new.form, new.address.partition("+")[0]) == ("compact", "bounces")
+
+
 def test_form_long_is_made_beyond_64_octets_up_to_254() -> None:
     made = snapshot(organization("contoso", "contoso.com"), form="long")
     fixed = len("bounces+SRS=12345678=RA=fabrikam.com=@contoso.com")
@@ -336,6 +358,16 @@ def test_without_the_store_the_long_form_is_left_up_to_254_octets() -> None:
 def test_compact_form_that_would_pass_254_octets_itself_is_impossible() -> None:
     made = snapshot(organization("long", ".".join(["l" * 55] * 4)), form="compact")
     assert rewriting.leaving(made, "bob@fabrikam.com") is Egress.IMPOSSIBLE
+
+
+@pytest.mark.parametrize(("form", "sender"), [("compact", "b@x.example"), ("auto", "a%b@x.example")])
+def test_compact_form_that_would_pass_254_octets_is_impossible_though_the_long_one_would_not(
+    form: str, sender: str
+) -> None:
+    made = snapshot(organization("long", ".".join(["l" * 55] * 4)), format="srs0", form=form)
+    assert rewriting.leaving(made, sender) is Egress.IMPOSSIBLE
+    with pytest.raises(AddressError):
+        rewriting.relayed(made, sender, None, NOW)
 
 
 def test_classic_format_is_made_with_its_settings() -> None:
@@ -391,6 +423,30 @@ def test_each_accepted_domain_may_have_an_srs_domain_of_its_own() -> None:
 )
 def test_lists_say_whose_senders_are_rewritten(lists: dict[str, object], sender: str, expected: Egress) -> None:
     assert rewriting.leaving(snapshot(organization("contoso", "contoso.com"), **lists), sender) is expected
+
+
+def test_empty_include_file_lets_nobody_be_rewritten(tmp_path: Path) -> None:
+    listed = tmp_path / "include"
+    listed.write_text("# none yet\n")
+    made = snapshot(organization("contoso", "contoso.com"), include_file=str(listed))
+    for sender in ("bob@fabrikam.com", "bob@[192.0.2.1]", "root"):
+        assert rewriting.leaving(made, sender) is Egress.OUT
+    assert made.include is not None
+
+
+@pytest.mark.parametrize("lists", [{}, {"include": []}], ids=["none", "empty list"])
+def test_without_an_include_list_everybody_is_rewritten(lists: dict[str, object]) -> None:
+    made = snapshot(organization("contoso", "contoso.com"), **lists)
+    assert made.include is None
+    assert rewriting.leaving(made, "bob@fabrikam.com") is Egress.REWRITE
+
+
+def test_include_list_and_file_count_together(tmp_path: Path) -> None:
+    listed = tmp_path / "include"
+    listed.write_text("vendor.example\n")
+    made = snapshot(organization("contoso", "contoso.com"), include=["fabrikam.com"], include_file=str(listed))
+    leaving = [rewriting.leaving(made, f"bob@{domain}") for domain in ("fabrikam.com", "vendor.example", "x.example")]
+    assert leaving == [Egress.REWRITE, Egress.REWRITE, Egress.OUT]
 
 
 # Chains

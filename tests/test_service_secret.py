@@ -46,7 +46,34 @@ def test_comment_in_front_of_a_key_says_from_which_day_it_signs(file: Path) -> N
     assert read_secret(written(file, text)) == [Key(b"new", TODAY + 1), Key(b"old"), Key(b"older", 1)]
 
 
-@pytest.mark.parametrize("day", ["tomorrow", "2024-10-32", "", "05.10.2024", "\udcff"])
+@pytest.mark.parametrize(
+    "comment", ["# Signs from 2024-10-05, by ann", "#SIGNS FROM  2024-10-05.", "# signs from 2024-10-05"]
+)
+def test_day_is_read_whatever_the_case_and_what_follows_it(file: Path, comment: str) -> None:
+    assert read_secret(written(file, f"{comment}\nnew\nold\n")) == [Key(b"new", TODAY + 1), Key(b"old")]
+
+
+@pytest.mark.parametrize("rest", ["the vault", "tomorrow", "", "\udcff", "now on: 2024-10-05"])
+def test_comment_that_names_no_day_is_a_comment(file: Path, rest: str) -> None:
+    file.write_bytes(b"# signs from " + os.fsencode(rest) + b"\nnew\n")
+    file.chmod(0o600)
+    assert read_secret(file) == [Key(b"new")]
+
+
+@pytest.mark.parametrize(
+    "day",
+    [
+        "2024-10-32",
+        "2026-13-01",
+        "05.10.2024",
+        "2024-1-5",
+        "20241005",
+        "2024-W40-6",
+        "24-10-05",
+        "2024-10-05T00:00",
+        "1",
+    ],
+)
 def test_day_that_is_none_is_named_with_its_line(file: Path, day: str) -> None:
     file.write_bytes(b"old\n# signs from " + os.fsencode(day) + b"\nnew\n")
     file.chmod(0o600)
@@ -89,8 +116,8 @@ def test_missing_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None
 # Rotation
 
 
-def rotate(*keys: Key, today: int = TODAY) -> list[Key]:
-    return rotated(keys, b"new", today + 1, today, VALIDITY)
+def rotate(*keys: Key, today: int = TODAY, changed_on: int = TODAY - 1000) -> list[Key]:
+    return rotated(keys, b"new", today + 1, today, VALIDITY, changed_on)
 
 
 def test_new_key_stands_in_front_and_signs_from_its_day() -> None:
@@ -118,12 +145,22 @@ def test_key_that_signed_until_today_is_kept() -> None:
     assert rotate(Key(b"old", TODAY - 1000)) == [Key(b"new", TODAY + 1), Key(b"old", TODAY - 1000)]
 
 
-def test_key_that_waits_already_is_not_doubled() -> None:
-    assert rotate(Key(b"waits", TODAY + 1), Key(b"old")) == [Key(b"waits", TODAY + 1), Key(b"old")]
+def test_keys_without_a_day_stay_until_what_they_signed_before_the_file_was_changed_has_expired() -> None:
+    dated, undated = Key(b"dated", TODAY - 100), (Key(b"undated"), Key(b"older"))
+    kept = rotate(dated, *undated, changed_on=TODAY - VALIDITY)
+    assert kept == [Key(b"new", TODAY + 1), dated, *undated]
+    assert rotate(dated, *undated, changed_on=TODAY - VALIDITY - 1) == [Key(b"new", TODAY + 1), dated]
 
 
-def test_key_that_would_wait_longer_begins_on_the_day_given() -> None:
-    assert rotate(Key(b"waits", TODAY + 300), Key(b"old")) == [Key(b"waits", TODAY + 1), Key(b"old")]
+def test_key_with_a_day_goes_by_it_whenever_the_file_was_changed() -> None:
+    first, second = Key(b"first", TODAY - 100), Key(b"second", TODAY - 200)
+    assert rotate(first, second, changed_on=TODAY) == [Key(b"new", TODAY + 1), first]
+
+
+def test_key_that_waits_stays_behind_the_new_one_and_what_signs_today_too() -> None:
+    for day in (TODAY + 1, TODAY + 300):
+        keys = (Key(b"waits", day), Key(b"old", TODAY - 100))
+        assert rotate(*keys) == [Key(b"new", TODAY + 1), *keys]
 
 
 def test_no_address_that_is_still_good_loses_its_key_in_a_hundred_rotations() -> None:
@@ -133,7 +170,7 @@ def test_no_address_that_is_still_good_loses_its_key_in_a_hundred_rotations() ->
         signed[day] = next(key.secret for key in keys if key.signs_from <= day)
         assert all(signed[made] in {key.secret for key in keys} for made in signed if day - made <= VALIDITY)
         if day % 5 == 0:
-            keys = rotated(keys, str(day).encode(), day + 1, day, VALIDITY)
+            keys = rotated(keys, str(day).encode(), day + 1, day, VALIDITY, changed_on=TODAY)
     assert len(keys) == 6
 
 
@@ -156,6 +193,18 @@ def test_owner_and_mode_stay_and_nothing_is_left_beside_it(file: Path) -> None:
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
     assert after.st_ino != before.st_ino
     assert [item.name for item in file.parent.iterdir()] == [file.name]
+
+
+def test_file_behind_a_link_is_replaced_and_the_link_stays(file: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    written(shared / "secret", "old\n")
+    file.symlink_to("shared/secret")
+    write_secret(file, [Key(b"new")])
+    assert os.readlink(file) == "shared/secret"
+    assert (shared / "secret").read_text() == "new\n"
+    assert [item.name for item in shared.iterdir()] == ["secret"]
+    assert {item.name for item in tmp_path.iterdir()} == {"shared", file.name}
 
 
 def test_whoever_has_the_file_open_reads_the_old_keys_whole(file: Path) -> None:

@@ -18,6 +18,10 @@ import pytest
 from daemonprocess import CONTOSO, TIMEOUT_S, Gatepost, gone, poll
 from milterclient import MilterClient, MilterError, Outcome
 
+from gatepost.service import supervisor
+from gatepost.service.config import load
+from gatepost.service.srs_config import forgotten
+
 OUTSIDE = b"<x@gmail.example>"
 PASSED = Outcome(rcpt=["continue"], eoh="continue", eom="continue")
 
@@ -230,8 +234,38 @@ def test_policyd_port_that_another_program_has_is_refused_by_name_and_the_milter
         address = f"inet:127.0.0.1:{other.getsockname()[1]}"
         gatepost = Gatepost(tmp_path, command="run", policyd=address)
         assert gatepost.run() == os.EX_OSERR
-        assert gatepost.log[-1] == f"error: [Errno 98] cannot listen: Address already in use: '{address}'"
+        assert gatepost.log[-1] == f"error: policyd.listen: {address}: another program listens there"
         assert not Path(gatepost.socket).exists()
+
+
+@pytest.mark.parametrize("table", ["forward", "reverse"])
+def test_port_that_postsrsd_may_have_is_refused_with_that_question(tmp_path: Path, table: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"inet:127.0.0.1:{other.getsockname()[1]}"
+        gatepost = Gatepost(tmp_path, command="policyd")
+        listen = f'[policyd]\ntcp_table_{table} = ["{address}"]\n'
+        gatepost.configuration.write_text(gatepost.configuration.read_text().replace("[policyd]\n", listen))
+        assert gatepost.run() == os.EX_OSERR
+        assert gatepost.log[-1] == (
+            f"error: policyd.tcp_table_{table}: {address}: another program listens there; is postsrsd still running?"
+        )
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="for root only")
+def test_start_as_root_is_warned_of(milter: Gatepost) -> None:
+    text = "warning: running as root: its files will be root's; start it as the user gatepost"
+    assert milter.log.count(text) == 1
+
+
+def test_start_as_another_user_is_not_warned_of(tmp_path: Path) -> None:
+    code = (
+        "import os; os.geteuid = lambda: 1000; from pathlib import Path; from gatepost.admin.run import run;"
+        f"run(Path({str(tmp_path / 'gatepost.toml')!r}), ['milter'])"
+    )
+    with Gatepost(tmp_path, program=["-c", code]) as gatepost:
+        assert not any("running as root" in line for line in gatepost.log)
 
 
 def test_metrics_port_that_another_program_has_is_refused_by_name(tmp_path: Path) -> None:
@@ -241,8 +275,8 @@ def test_metrics_port_that_another_program_has_is_refused_by_name(tmp_path: Path
         other.bind(("127.0.0.1", gatepost.metrics_port))
         other.listen()
         assert gatepost.run() == os.EX_OSERR
-        assert f"127.0.0.1:{gatepost.metrics_port}" in gatepost.log[-1]
-        assert "Address already in use" in gatepost.log[-1]
+        address = f"127.0.0.1:{gatepost.metrics_port}"
+        assert gatepost.log[-1] == f"error: metrics.listen: {address}: another program listens there"
         assert not Path(gatepost.socket).exists()
 
 
@@ -494,6 +528,91 @@ def test_list_that_cannot_be_used_leaves_the_old_one_in_force_until_it_is_mended
         assert asks_milter(gatepost) == PASSED
         listed.write_text("fabrikam.com\n*.fabrikam.com\n")
         gatepost.wait_for_log("configuration reloaded", after=mark)
+
+
+def test_list_that_is_still_being_written_is_loaded_once_two_looks_have_seen_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    gatepost = Gatepost(tmp_path, more='[srs]\nexclude_file = "exclude"\n')
+    listed = tmp_path / "exclude"
+    listed.write_text("fabrikam.com\n")
+    states: list[str] = []
+    looker = supervisor.Supervisor(
+        gatepost.configuration, supervisor.first_snapshot(gatepost.configuration), [], "nothing"
+    )
+    looker._look(states.append)
+    for text in ("fabrikam.com\nven", "fabrikam.com\nvendor.example\n", "", "vendor.example\n"):
+        listed.write_text(text)
+        looker._look(states.append)
+    assert states == []
+    looker._look(states.append)
+    assert [state.partition("=")[0] for state in states] == ["RELOADING"]
+    looker._look(states.append)
+    assert len(states) == 1
+
+
+def test_change_of_the_secrets_mode_alone_is_noticed(milter: Gatepost) -> None:
+    secret = milter.state / "srs.secret"
+    mark = milter.mark()
+    secret.chmod(0o640)
+    milter.wait_for_log(f"changed: {secret}; loading the configuration anew$", after=mark)
+    milter.wait_for_log("configuration reloaded$", after=mark)
+    secret.chmod(0o644)
+    milter.wait_for_log(rf"{secret}: the SRS secret is open to others \(mode 0644\)", after=mark)
+    milter.wait_for_log("configuration not reloaded", after=mark)
+    mark = milter.mark()
+    secret.chmod(0o600)
+    milter.wait_for_log("configuration reloaded$", after=mark)
+
+
+# Addresses that a reload forgets
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warnings"),
+    [
+        ("", "", []),
+        ("", "validity_days = 7", []),
+        ("", 'form = "long"', ["addresses of the form compact are no longer brought back"]),
+        ("", 'form = "long"\nalso_reverse = ["compact"]', []),
+        ("", 'format = "srs0"', ["addresses of the form exchange are no longer brought back"]),
+        ("", 'format = "srs0"\nalso_reverse = ["exchange"]', []),
+        ('also_reverse = ["srs0"]', "", ["addresses of the form srs0 are no longer brought back"]),
+        ("", "hash_length = 10", ["srs.hash_length: addresses with a hash of 8 characters are no longer brought back"]),
+        (
+            'format = "srs0"\nsrs0 = {hash_length = 6}',
+            'format = "srs0"\nsrs0 = {hash_length = 6, hash_minimum = 5}',
+            ["srs.srs0.hash_minimum: addresses with a shorter hash are no longer brought back"],
+        ),
+        (
+            'format = "srs0"\nsrs0 = {hash_length = 6, hash_minimum = 5}',
+            'format = "srs0"\nsrs0 = {hash_length = 6}',
+            [],
+        ),
+        (
+            'format = "srs0"',
+            "hash_length = 10",
+            ["addresses of the form srs0 are no longer brought back"],
+        ),
+    ],
+)
+def test_what_a_change_of_configuration_forgets(tmp_path: Path, before: str, after: str, warnings: list[str]) -> None:
+    settings = []
+    for text in (before, after):
+        Gatepost(tmp_path, more=f"[srs]\n{text}\n")
+        settings.append(load(tmp_path / "gatepost.toml").srs)
+    assert [warning.partition(";")[0] for warning in forgotten(*settings)] == warnings
+
+
+def test_reload_that_drops_a_form_warns_of_it_once(milter: Gatepost) -> None:
+    warning = 'warning: addresses of the form compact are no longer brought back; srs.also_reverse = ["compact"] would'
+    milter.configure(more='[srs]\nform = "long"\n')
+    for _ in range(2):
+        mark = milter.mark()
+        milter.signal(signal.SIGHUP)
+        milter.wait_for_log("configuration reloaded$", after=mark)
+    assert milter.log.count(warning) == 1
 
 
 def test_age_of_the_signing_key_is_shown(tmp_path: Path) -> None:

@@ -162,8 +162,7 @@ def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, aids: Aids
     """
     if bounce not in _SIGNED:
         return None
-    client = _text(request, b"client_address")
-    if aids.guessing(client) and not snapshot.rules.client(client).enabled:
+    if aids.guessing(_text(request, b"client_address")) and not _client(snapshot, request).enabled:
         return Answer(Action.DEFER, str(replies.SRS_GUESSING), _line(request, "defer", reason="srs-guessing"))
     if bounce is Bounce.ORIGINAL:
         return None

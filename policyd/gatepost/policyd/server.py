@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self._transaction = Transaction()
         self._waiting: deque[Request] = deque()
         self._task: Optional[asyncio.Task[None]] = None
+        self._clogged = False
         self._failed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -79,11 +80,20 @@ class Connection(asyncio.Protocol):
             self._task.cancel()
 
     def pause_writing(self) -> None:
-        """Take no more requests from a client that does not read its answers."""
-        self._transport.pause_reading()
+        self._clogged = True
+        self._regulate()
 
     def resume_writing(self) -> None:
-        if not self._transport.is_closing():
+        self._clogged = False
+        self._regulate()
+
+    def _regulate(self) -> None:
+        """Take no more requests from a client that does not read its answers, or while one of its requests waits."""
+        if self._transport.is_closing():
+            return
+        if self._clogged or self._task is not None:
+            self._transport.pause_reading()
+        else:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
@@ -121,8 +131,8 @@ class Connection(asyncio.Protocol):
             if isinstance(fetched, Fetched):
                 answers.append(self._answered(request, fetched))
             else:
-                self._transport.pause_reading()  # a client that goes on asking waits as well
                 self._task = asyncio.ensure_future(self._answer_later(request, fetched))
+                self._regulate()
                 break
         if answers:
             self._transport.write(b"".join(answers))
@@ -144,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._task = None
         if not self._transport.is_closing():
             self._transport.write(answer)
-            self._transport.resume_reading()
+            self._regulate()
             self._worker.half_sent.pop(self, None)
             self._go_on()
 

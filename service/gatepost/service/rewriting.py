@@ -72,12 +72,7 @@ def _fits(snapshot: Snapshot, address: Address, domain: str) -> None:
     original = first_hop(address)
     if original is not address and ours(snapshot, normalize_domain(original.domain)):
         original = address  # as `_to_rewrite` takes it where the layer is not, or no more, good
-    try:
-        _long(snapshot, original, BOUNCES, domain, 0)
-    except AddressTooLong:
-        if snapshot.config.srs.form is Form.LONG:
-            raise
-        snapshot.compact.forward(original, domain, 0)
+    _rewritten(snapshot, original, BOUNCES, domain, domain, 0)
 
 
 def _listed(snapshot: Snapshot, domain: Optional[str]) -> bool:

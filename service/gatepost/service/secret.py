@@ -14,7 +14,7 @@ import re
 import secrets
 import stat
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 from gatepost.service.tables import ConfigError
@@ -22,6 +22,7 @@ from gatepost.srs import Key, Keys
 
 _EPOCH = date(1970, 1, 1)
 _SIGNS_FROM = re.compile(rb"#\s*signs from\s+(\d\S*?)(?:[\s,;:.].*)?", re.IGNORECASE)
+_DAY = re.compile(rb"\d{4}-\d\d-\d\d")
 
 
 def read_keys(path: Path) -> Keys:
@@ -52,13 +53,20 @@ def _keys(octets: bytes, path: Path) -> list[Key]:
         comment = _SIGNS_FROM.fullmatch(line)
         if comment:
             try:
-                signs_from = (datetime.strptime(comment[1].decode("ascii", "replace"), "%Y-%m-%d").date() - _EPOCH).days
+                signs_from = _day(comment[1])
             except ValueError:
                 raise ConfigError([f'{path}: line {number}: "# signs from" takes a day such as 2026-11-23']) from None
         elif line and not line.startswith(b"#"):
             found.append(Key(line, signs_from))
             signs_from = 0
     return found
+
+
+def _day(text: bytes) -> int:
+    """Return YYYY-MM-DD in days since 1970-01-01. Raises ValueError."""
+    if _DAY.fullmatch(text) is None:  # fromisoformat takes more from Python 3.11 on
+        raise ValueError
+    return (date.fromisoformat(text.decode()) - _EPOCH).days
 
 
 def ensure_secret(path: Path) -> bool:

@@ -20,7 +20,7 @@ from gatepost.srs import Classic, Compact, Exchange, Keys
 class Snapshot:
     """A configuration with its look-up tables and keys.
 
-    reversed_forms: those that `SrsConfig.reverses`.
+    include: None where no such list is given. reversed_forms: those that `SrsConfig.reverses`.
     srs_domains: each declared srs_domain with its organisation's name. enforcing: at least one organisation enforces.
     longest_mint_domain: the longest domain that relayed mail may be rewritten to, "" without an organisation.
     organization_by_digest: what `hops.organization_digest` stands for.

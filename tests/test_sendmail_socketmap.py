@@ -102,7 +102,7 @@ def test_quoted_sender_comes_back_as_it_was(sendmail: Sendmail) -> None:
     assert sendmail.rewrite("Reverse", written) == ('"john doe"@fabrikam.com', 0)
 
 
-@pytest.mark.parametrize("sender", ["mary@contoso.com", "bob@", "bob", "<>"])
+@pytest.mark.parametrize("sender", ["mary@contoso.com", "bob", "<>"])
 def test_own_sender_null_sender_and_no_address_are_not_found(sendmail: Sendmail, sender: str) -> None:
     assert sendmail.look_up("forward", sender) == f"no match ({NOT_FOUND})"
 

@@ -134,7 +134,7 @@ class MilterDaemon:
         # is awaited, which leaves the MTA waiting for the end of the message. No callback of ours raises anything.
         milter.set_exception_policy(milter.CONTINUE)
         # DATA is always answered: else Nagle's algorithm on Postfix' side stalls 40 ms.
-        milter.register("gatepost", data=self._answered("data", Session.data), negotiate=self._negotiate)
+        milter.register("gatepost", data=self._data, negotiate=self._negotiate)
 
     def _negotiate(self, ctx: Context, options: list[int]) -> int:
         """Begin a connection: take only the stages and macros that are needed of those that the MTA offers."""
@@ -181,6 +181,13 @@ class MilterDaemon:
             return self._guarded(stage, ctx, call, arguments)
 
         return callback
+
+    def _data(self, ctx: Context) -> int:
+        """Nothing is decided here but for recipients that the milter itself gives back."""
+        worker = self._worker
+        if worker is not None and worker.snapshot.config.srs.reverse is not ReverseBy.MILTER:
+            return int(milter.CONTINUE)
+        return self._guarded("data", ctx, Session.data, ())
 
     def _eom(self, ctx: Context) -> int:
         return self._guarded("eom", ctx, Session.eom, (_Changes(ctx),))

@@ -12,10 +12,12 @@ from gatepost.service.addresses import decode_xtext, domain_of, parse_address, r
 from gatepost.service.reversal import Bounce, day, ours, reverse
 from gatepost.service.snapshot import Snapshot, mailbox_domain, mint_domain
 from gatepost.service.srs_config import COMPACT, Form, Format
-from gatepost.srs import Address, AddressError, AddressTooLong, NotSrs, first_hop
+from gatepost.srs import MAX_ADDRESS_OCTETS, Address, AddressError, AddressTooLong, NotSrs, first_hop
 
 BOUNCES = "bounces"
 """The mailbox of SRS addresses for relayed mail (S4)."""
+_OVERHEAD_OCTETS = 80
+"""More than any form adds to the sender and the SRS domain."""
 MAX_LOCAL_OCTETS = 64
 """Of a local part, its quotes included (RFC 5321, 4.5.3.1.1)."""
 
@@ -58,10 +60,18 @@ def leaving(snapshot: Snapshot, reverse_path: str) -> Egress:
     if ours(snapshot, domain) or not _listed(snapshot, domain):
         return Egress.OUT
     try:
-        _fits(snapshot, parse_address(reverse_path), snapshot.longest_mint_domain)
+        address = parse_address(reverse_path)
+        if not _surely_fits(reverse_path, snapshot.longest_mint_domain):
+            _fits(snapshot, address, snapshot.longest_mint_domain)
     except AddressError:
         return Egress.IMPOSSIBLE
     return Egress.REWRITE
+
+
+def _surely_fits(reverse_path: str, domain: str) -> bool:
+    """Tell whether the sender's length alone shows that it can be rewritten in *domain*, which nearly all are."""
+    ordinary = "srs" not in reverse_path.lower() and reverse_path.isascii()
+    return ordinary and 2 * len(reverse_path) + len(domain) + _OVERHEAD_OCTETS <= MAX_ADDRESS_OCTETS  # 2: for quotes
 
 
 def _fits(snapshot: Snapshot, address: Address, domain: str) -> None:
@@ -146,7 +156,9 @@ def _rewritten(
 
 
 def _own_compact(snapshot: Snapshot, address: Address) -> bool:
-    if not (COMPACT in snapshot.reversed_forms and ours(snapshot, normalize_domain(address.domain))):
+    if "+" not in address.local or COMPACT not in snapshot.reversed_forms:
+        return False
+    if not ours(snapshot, normalize_domain(address.domain)):
         return False
     try:
         return bool(snapshot.compact.token(address))

@@ -12,12 +12,13 @@ from .chain import first_hop, is_srs
 from .classic import Classic
 from .compact import Compact
 from .errors import AddressError, AddressTooLong, Expired, HashMismatch, NotSrs, SrsError
-from .exchange import Exchange
+from .exchange import MAX_ADDRESS_OCTETS, Exchange
 from .inspection import Inspection, inspect
 from .keys import Key, Keys
 from .stamp import age, stamp
 
 __all__ = [
+    "MAX_ADDRESS_OCTETS",
     "Address",
     "AddressError",
     "AddressTooLong",

@@ -25,18 +25,6 @@ TRUSTED = {"{cert_subject}": "mail.contoso.com", "{cert_issuer}": "Contoso CA"}
 AT_EGRESS = {"{daemon_name}": "gatepost-egress"}
 OUTSIDE, INSIDE = "<x@gmail.example>", "<ann@contoso.com>"
 
-CONTOSO = """
-[[organization]]
-name = "contoso"
-[[organization.accepted_domain]]
-domain = "contoso.com"
-[[organization.connector]]
-name = "head office"
-sender_ip_addresses = ["192.0.2.0/28"]
-[[organization.connector]]
-name = "crm"
-tls_sender_certificate_name = "mail.contoso.com"
-"""
 ENFORCE = '[relay]\nmode = "enforce"\n'
 EGRESS = '[egress]\ntransport = "gatepost-egress:[127.0.0.1]:10027"\n'
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from milterstages import AT_EGRESS, CONTOSO, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines, unhashed
+from daemonprocess import CONTOSO
+from milterstages import AT_EGRESS, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines, unhashed
 
 from gatepost.milter.transaction import header_addresses
 from gatepost.service.hops import Hop, organization_digest

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from milterstages import AT_EGRESS, CONTOSO, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines, unhashed
+from daemonprocess import CONTOSO
+from milterstages import AT_EGRESS, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines, unhashed
 from nameserver import NameServer
 
 from gatepost.service import rewriting

@@ -160,8 +160,9 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
         found = reversal.reverse(snapshot, rcpt, now, stored)
     except StoreError as error:
         return _put_off(judgement, words, before, error)
-    if found.bounce in (Bounce.FORGED, Bounce.UNKNOWN, Bounce.EXPIRED):
-        return _srs_refused(snapshot, judgement, words, before, found.bounce, now)
+    refusal = flow.srs_refusal(found.bounce, lambda: False)
+    if refusal is not None:
+        return _srs_refused(snapshot, judgement, words, before, found.bounce, refusal[0], now)
     if found.bounce is Bounce.ORIGINAL:
         return _bounce(snapshot, judgement, words, before, found.original, now)
     return _relay(snapshot, judgement, words, before, now)
@@ -182,18 +183,21 @@ def _put_off(judgement: Judgement, words: Explanation, before: Envelope, error: 
 
 
 def _srs_refused(
-    snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, bounce: Bounce, now: int
+    snapshot: Snapshot,
+    judgement: Judgement,
+    words: Explanation,
+    before: Envelope,
+    bounce: Bounce,
+    reply: replies.Reply,
+    now: int,
 ) -> Answer:
     """Answer for an SRS address in a domain of ours that is not, or not any more, good."""
-    if bounce is Bounce.FORGED:
-        reply = replies.SRS_FORGED
-        remedy = "If a key that is gone made it, append that key at the end of srs.secret_file."
-    elif bounce is Bounce.UNKNOWN:
-        reply = replies.SRS_UNKNOWN
-        remedy = 'If another host made it, give both one store.url, of PostgreSQL, or that one srs.form = "long".'
-    else:
-        reply = replies.SRS_EXPIRED
-        remedy = "Raise srs.validity_days if bounces are to be taken back for longer."
+    remedy = {
+        Bounce.FORGED: "If a key that is gone made it, append that key at the end of srs.secret_file.",
+        Bounce.UNKNOWN: "If another host made it, give both one store.url, of PostgreSQL, or that one "
+        'srs.form = "long".',
+        Bounce.EXPIRED: "Raise srs.validity_days if bounces are to be taken back for longer.",
+    }[bounce]
     return Answer(
         before,
         judgement,
@@ -218,7 +222,7 @@ def _bounce(
     snapshot: Snapshot, judgement: Judgement, words: Explanation, before: Envelope, original: str, now: int
 ) -> Answer:
     """Answer for an SRS address that this host made and that is good: bounces go to *original* (S9)."""
-    if before.mail_from and snapshot.config.srs.accept_from == "bounces":
+    if not flow.may_write_to_srs(snapshot, before.mail_from):
         return Answer(
             before,
             judgement,

@@ -26,10 +26,7 @@ from gatepost.service.replies import (
     ONE_BY_ONE,
     RELAY_DENIED,
     SRS_APART,
-    SRS_EXPIRED,
     SRS_FORGED,
-    SRS_GUESSING,
-    SRS_UNKNOWN,
     STORE_AWAY,
     TRY_APART,
     UNREWRITABLE,
@@ -205,16 +202,15 @@ class Session:
             unwelcome = self._unwelcome(transaction) and bool(transaction.returning)
             return (SRS_APART if unwelcome and not self._local else None), False
         self._series.add(metrics.SRS_REVERSALS, (reversal.bounce.value,))
-        # A right one, too: no guess is told so. Hosts of one's own are not limited.
-        if self._shared.guesses.too_many(client, now) and not transaction.client.enabled:
-            return self._refuse_srs(transaction, rcpt, SRS_GUESSING, "srs-guessing"), False
-        if reversal.bounce is Bounce.FORGED:
-            self._shared.guesses.failed(client, now)
-            return self._refuse_srs(transaction, rcpt, SRS_FORGED, "srs-forged"), False
-        if reversal.bounce is Bounce.EXPIRED:
-            return self._refuse_srs(transaction, rcpt, SRS_EXPIRED, "srs-expired"), False
-        if reversal.bounce is Bounce.UNKNOWN:
-            return self._refuse_srs(transaction, rcpt, SRS_UNKNOWN, "srs-unknown"), False
+
+        def guessing() -> bool:
+            return self._shared.guesses.too_many(client, now) and not transaction.client.enabled
+
+        refusal = flow.srs_refusal(reversal.bounce, guessing)
+        if refusal is not None:
+            if refusal[0] is SRS_FORGED:
+                self._shared.guesses.failed(client, now)
+            return self._refuse_srs(transaction, rcpt, *refusal), False
         if self._unwelcome(transaction) and transaction.recipients and not self._local:
             return SRS_APART, False
         leaving = rewriting.egress(self._snapshot, transaction.reverse_path)
@@ -228,8 +224,7 @@ class Session:
         return None, True
 
     def _unwelcome(self, transaction: Transaction) -> bool:
-        """Tell whether SRS recipients take no mail from this sender (accept_from)."""
-        return bool(transaction.reverse_path) and self._snapshot.config.srs.accept_from == "bounces"
+        return not flow.may_write_to_srs(self._snapshot, transaction.reverse_path)
 
     def _refuse_srs(self, transaction: Transaction, rcpt: str, reply: Reply, reason: str) -> Reply:
         action = "reject" if reply.code >= 500 else "defer"

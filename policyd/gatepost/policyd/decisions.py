@@ -100,12 +100,6 @@ class Entry(NamedTuple):
 
 NOTFOUND = Entry(Found.NOTFOUND)
 
-_REFUSED = {
-    Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
-    Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
-    Bounce.UNKNOWN: (replies.SRS_UNKNOWN, "srs-unknown"),
-}
-_SIGNED = frozenset((Bounce.ORIGINAL, *_REFUSED))
 _BOUNCED = f"error:{replies.UNREWRITABLE.status} {replies.UNREWRITABLE.text}"
 """The transport for mail in the queue that can't be rewritten: Postfix's error(8) bounces it at once."""
 LATER = "retry:4.4.3 gatepost: the SPF record of the sender's domain is not known yet"
@@ -156,17 +150,17 @@ def _rcpt(
 
 
 def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, aids: Aids) -> Optional[Answer]:
-    """Return the refusal of an SRS recipient that is not good, or whose client has named too many such.
+    """Return the refusal of an SRS recipient. Hosts of one's own may name as many wrong ones as they like."""
 
-    The latter for a good one, too: no guess is told that it was right. Hosts of one's own are not limited.
-    """
-    if bounce not in _SIGNED:
+    def guessing() -> bool:
+        return aids.guessing(_text(request, b"client_address")) and not _client(snapshot, request).enabled
+
+    refusal = flow.srs_refusal(bounce, guessing)
+    if refusal is None:
         return None
-    if aids.guessing(_text(request, b"client_address")) and not _client(snapshot, request).enabled:
-        return Answer(Action.DEFER, str(replies.SRS_GUESSING), _line(request, "defer", reason="srs-guessing"))
-    if bounce is Bounce.ORIGINAL:
-        return None
-    reply, reason = _REFUSED[bounce]
+    reply, reason = refusal
+    if reply.code < 500:
+        return Answer(Action.DEFER, str(reply), _line(request, "defer", reason=reason))
     return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce)
 
 
@@ -177,16 +171,11 @@ def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcp
     so it is split first, and everybody but the SRS recipient still gets it.
     """
     redirect = snapshot.config.srs.reverse is ReverseBy.REDIRECT
-    if not (redirect or _unwelcome(snapshot, request)):
+    if not redirect and flow.may_write_to_srs(snapshot, _text(request, b"sender")):
         return False
     if returning:
         return bool(before.other) or (redirect and before.bounce not in ("", rcpt))
     return bool(before.bounce)
-
-
-def _unwelcome(snapshot: Snapshot, request: Attributes) -> bool:
-    """Tell whether SRS recipients take no mail from this sender (accept_from)."""
-    return bool(request.get(b"sender")) and snapshot.config.srs.accept_from == "bounces"
 
 
 def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Callable[[], str]) -> Answer:
@@ -240,7 +229,7 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     rcpt = rcpt_at_data(request, before)
     reversed_ = reversal.reverse(snapshot, rcpt, now, stored)
     returning = reversed_.bounce is Bounce.ORIGINAL
-    if _unwelcome(snapshot, request):
+    if not flow.may_write_to_srs(snapshot, _text(request, b"sender")):
         if not returning:
             return DUNNO
         return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason="srs-not-a-bounce"))

@@ -7,11 +7,16 @@ what an SRS recipient is in `reversal`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Optional
 
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
+from gatepost.service import replies
 from gatepost.service.addresses import domain_of
+from gatepost.service.replies import Reply
+from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Egress, leaving
 from gatepost.service.snapshot import Snapshot
 
@@ -65,6 +70,30 @@ def judge(
     else:
         treatment = Treatment.KEEP if spared else _TREATMENT[leaving(snapshot, mail.reverse_path)]
     return Judgement(verdict, enforce, treatment)
+
+
+def srs_refusal(bounce: Bounce, guessing: Callable[[], bool]) -> Optional[tuple[Reply, str]]:
+    """Return reply and log reason for a recipient that is one of our SRS addresses and not taken, else None.
+
+    guessing: tells whether its client has named too many wrong ones; then the right ones are put off, too, for no guess
+    is told that it was right.
+    """
+    if bounce not in _SRS_REFUSALS:
+        return None
+    return (replies.SRS_GUESSING, "srs-guessing") if guessing() else _SRS_REFUSALS[bounce]
+
+
+_SRS_REFUSALS: dict[Bounce, Optional[tuple[Reply, str]]] = {
+    Bounce.ORIGINAL: None,
+    Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
+    Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
+    Bounce.UNKNOWN: (replies.SRS_UNKNOWN, "srs-unknown"),
+}
+
+
+def may_write_to_srs(snapshot: Snapshot, reverse_path: str) -> bool:
+    """Tell whether our SRS addresses take mail from *reverse_path* (accept_from)."""
+    return not reverse_path or snapshot.config.srs.accept_from == "everyone"
 
 
 def together(snapshot: Snapshot, first: Treatment, other: Treatment) -> bool:

@@ -81,26 +81,36 @@ class Postsrsd:
 
     def __init__(self, secret: str, srs_domain: str, day: int, separator: str = "=", hash_length: int = 4) -> None:
         self._secret = secret
-        self._ports = {"forward": free_port(), "reverse": free_port()}
+        self._ports: dict[str, int] = {}
         self._arguments = [
             *("faketime", "-f", time.strftime("@%Y-%m-%d 12:00:00", time.gmtime(day * DAY_S))),
             *(str(tree() / "usr/sbin/postsrsd"), "-4", "-l", "127.0.0.1", "-d", srs_domain, "-a", separator),
             *("-n", str(hash_length), "-N", str(hash_length)),
-            *("-f", str(self._ports["forward"]), "-r", str(self._ports["reverse"])),
         ]
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Postsrsd:
+        for attempt in range(3):
+            try:
+                self._start()
+                break
+            except AssertionError:  # it has ended: a port that was free may be taken by the time that it wants it
+                if attempt == 2:
+                    raise
+        return self
+
+    def _start(self) -> None:
+        self._ports = {"forward": free_port(), "reverse": free_port()}
+        ports = ["-f", str(self._ports["forward"]), "-r", str(self._ports["reverse"])]
         with contextlib.ExitStack() as stack:
             secret = stack.enter_context(tempfile.NamedTemporaryFile("w"))
             secret.write(f"{self._secret}\n")
             secret.flush()
-            daemon = start([*self._arguments, f"-s{secret.name}"])
+            daemon = start([*self._arguments, *ports, f"-s{secret.name}"])
             stack.callback(stop, daemon)
             for port in self._ports.values():
                 wait_for_port(port, daemon)
             self._stack = stack.pop_all()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()

@@ -763,7 +763,6 @@ def test_spared_sender_is_decided_on_once_a_message(tmp_path: Path) -> None:
         session = mta.connected(macros=TRUSTED)
         mta.message(session, "<Bob@fabrikam.com>", [OUTSIDE, "<y@gmail.example>"])
         assert server.questions.count("fabrikam.com TXT") == 1
-    assert mta.count(SPF_DECISIONS, "hit") == 0
 
 
 def test_sender_whose_spf_record_does_not_cover_the_outgoing_address_is_rewritten(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def parameter(stage: Stage, setting: str) -> Iterator[None]:
     stage.postfix.reload()
     try:
         yield
+        stage.postfix.wait_until_idle()  # a reload with mail on its way can leave it there for long
     finally:
         stage.postfix.postconf("-X", setting.partition("=")[0])
         stage.postfix.reload()

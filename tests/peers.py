@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Optional
 from urllib.parse import unquote_to_bytes
 
+from daemonprocess import free_ports
+
 from gatepost.admin.sandbox import Postfix, find_programs, free_port
 
 DAY_S = 86400
@@ -83,7 +85,9 @@ class Postsrsd:
         self._secret = secret
         self._ports: dict[str, int] = {}
         self._arguments = [
-            *("faketime", "-f", time.strftime("@%Y-%m-%d 12:00:00", time.gmtime(day * DAY_S))),
+            # Not the wrapper faketime: it refuses to start where a semaphore is left of an old process of its number.
+            *("env", "LD_PRELOAD=/usr/$LIB/faketime/libfaketime.so.1"),
+            time.strftime("FAKETIME=@%Y-%m-%d 12:00:00", time.gmtime(day * DAY_S)),
             *(str(tree() / "usr/sbin/postsrsd"), "-4", "-l", "127.0.0.1", "-d", srs_domain, "-a", separator),
             *("-n", str(hash_length), "-N", str(hash_length)),
         ]
@@ -100,13 +104,14 @@ class Postsrsd:
         return self
 
     def _start(self) -> None:
-        self._ports = {"forward": free_port(), "reverse": free_port()}
+        self._ports = dict(zip(("forward", "reverse"), free_ports(2)))
         ports = ["-f", str(self._ports["forward"]), "-r", str(self._ports["reverse"])]
         with contextlib.ExitStack() as stack:
             secret = stack.enter_context(tempfile.NamedTemporaryFile("w"))
             secret.write(f"{self._secret}\n")
             secret.flush()
             daemon = start([*self._arguments, *ports, f"-s{secret.name}"])
+            stack.callback(_forget_faketime, daemon.pid)
             stack.callback(stop, daemon)
             for port in self._ports.values():
                 wait_for_port(port, daemon)
@@ -138,6 +143,12 @@ class Postsrsd:
             assert code == b"500", (address, code, text)
             return None
         return unquote_to_bytes(text).decode()
+
+
+def _forget_faketime(pid: int) -> None:
+    """Remove what libfaketime leaves of a process."""
+    for name in (f"sem.faketime_sem_{pid}", f"faketime_shm_{pid}"):
+        Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 class Sendmail:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from daemonprocess import free_port
+from daemonprocess import free_ports
 from nameserver import NameServer
 
 from gatepost.policyd.daemon import Policyd
@@ -47,14 +47,15 @@ FORWARD, REVERSE = 2, 3
 
 
 def snapshot(folder: Path, nameserver: str = "", **srs: object) -> Snapshot:
+    policy, forward, reverse = free_ports(3)
     raw: dict[str, object] = {
         "state_directory": str(folder),
         "organization": [{"name": "contoso", "accepted_domain": [{"domain": "contoso.com"}]}],
         "relay": {"mode": "enforce"},
         "policyd": {
-            "listen": [f"unix:{folder}/policyd.sock", f"inet:127.0.0.1:{free_port()}"],
-            "tcp_table_forward": [f"inet:127.0.0.1:{free_port()}", f"unix:{folder}/forward.sock"],
-            "tcp_table_reverse": [f"inet:127.0.0.1:{free_port()}"],
+            "listen": [f"unix:{folder}/policyd.sock", f"inet:127.0.0.1:{policy}"],
+            "tcp_table_forward": [f"inet:127.0.0.1:{forward}", f"unix:{folder}/forward.sock"],
+            "tcp_table_reverse": [f"inet:127.0.0.1:{reverse}"],
         },
         "egress": {"transport": "gatepost-egress:[127.0.0.1]:10027"},
         "srs": srs,

@@ -17,6 +17,7 @@ from typing import Callable
 
 import peers
 import pytest
+from daemonprocess import free_ports
 
 from gatepost.admin import import_postsrsd
 from gatepost.admin.nexthop import Received
@@ -42,12 +43,6 @@ SRS0_OF_BOB = re.compile(r"SRS0=[A-Za-z0-9+/]{4}=[A-Z2-7]{2}=fabrikam\.com=bob@c
 FOREIGN = "SRS0=aBcD=JK=fabrikam.com=bob@relay.example"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def with_tcp_tables(forward: int, reverse: int) -> Callable[[str], str]:
     """Return what takes the comments from the example's tcp_table lines and puts ports of this test there."""
 
@@ -71,7 +66,8 @@ def tcp_maps(forward: int, reverse: int) -> str:
 
 @pytest.fixture(scope="module")
 def tcp_ports() -> tuple[int, int]:
-    return free_port(), free_port()
+    forward, reverse = free_ports(2)
+    return forward, reverse
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +388,7 @@ class Moved:
 @pytest.fixture(scope="module")
 def moved(boot: Callable[..., Stage]) -> Iterator[Moved]:
     """postsrsd has run on this host, and gatepost runs with what the import made, under main.cf as it was."""
-    ports = free_port(), free_port()
+    ports = free_ports(2)
     with temporary_root() as host:
         defaults, secret = host / "defaults", host / "postsrsd.secret"
         secret.write_bytes(b"tops3cret")
@@ -454,7 +450,7 @@ def test_postsrsd_brings_back_what_gatepost_made_for_who_goes_back(moved: Moved)
         theirs = command.replace("/var/lib/gatepost", str(host)).replace("/etc/postsrsd.secret", str(host / "secret"))
         subprocess.run(["sh", "-c", theirs], check=True)
         assert (host / "secret").read_bytes() == b"tomorrow\ntops3cret\n"
-        ports = free_port(), free_port()
+        ports = free_ports(2)
         (host / "defaults").write_text(DEFAULTS.format(secret=host / "secret", forward=ports[0], reverse=ports[1]))
         with postsrsd(host / "defaults"):
             assert ask(ports[1], made) == [f"200 {sender}" for sender in SENDERS]

@@ -13,8 +13,8 @@ import time
 from typing import Callable
 
 import pytest
+from daemonprocess import free_ports
 
-from gatepost.admin.sandbox import free_port
 from gatepost.admin.stage import Stage, Transcript, command, transact
 
 HUB = """
@@ -193,7 +193,7 @@ def test_bounce_that_falls_due_while_gatepost_is_down_comes_later(hub: Stage) ->
 
 
 def test_milter_and_policyd_on_tcp_sockets(boot: Callable[..., Stage]) -> None:
-    ports = free_port(), free_port()
+    ports = free_ports(2)
 
     def on_tcp(text: str) -> str:
         text = re.sub(r'"unix:[^"]*/milter\.sock"', f'"inet:127.0.0.1:{ports[0]}"', enforcing(text))

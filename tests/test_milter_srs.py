@@ -760,9 +760,12 @@ def test_spared_sender_may_have_inside_and_outside_recipients(tmp_path: Path) ->
 def test_spared_sender_is_decided_on_once_a_message(tmp_path: Path) -> None:
     with NameServer(SPARED) as server:
         mta = spf_mta(tmp_path, server)
+        assert mta.shared.spf
+        assert mta.shared.spf.spares("fabrikam.com", NOW)
         session = mta.connected(macros=TRUSTED)
         mta.message(session, "<Bob@fabrikam.com>", [OUTSIDE, "<y@gmail.example>"])
         assert server.questions.count("fabrikam.com TXT") == 1
+    assert mta.count(SPF_DECISIONS, "hit") == 1
 
 
 def test_sender_whose_spf_record_does_not_cover_the_outgoing_address_is_rewritten(tmp_path: Path) -> None:

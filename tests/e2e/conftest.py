@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
+from stages import logs_of_running, logs_reported
 
 from gatepost.admin.sandbox import temporary_root
 from gatepost.admin.stage import Stage
 
 EXAMPLES = Path(__file__).parents[2] / "examples/postfix"
-_LINES = 60
-_running: list[Stage] = []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,13 +34,13 @@ def boot() -> Iterator[Callable[..., Stage]]:
     with ExitStack() as stack:
         root = stack.enter_context(temporary_root())
         numbers = itertools.count(1)
-        stack.callback(_running.clear)
 
         def start(name: str, *, prepare: Optional[Callable[[Stage], object]] = None, **options: Any) -> Stage:
             stage = Stage(EXAMPLES / name, root / str(next(numbers)), **options)
             if prepare:
                 prepare(stage)
-            _running.append(stack.enter_context(stage))
+            stack.enter_context(stage)
+            stack.enter_context(logs_reported(stage))
             return stage
 
         yield start
@@ -52,6 +51,4 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
     outcome = yield
     report = outcome.get_result()
     if report.failed:
-        for stage in _running:
-            for title, text in (("gatepost", stage.log()), ("Postfix", stage.postfix.log())):
-                report.sections.append((f"{stage.root.name}: {title}", "\n".join(text.splitlines()[-_LINES:])))
+        report.sections.extend(logs_of_running())

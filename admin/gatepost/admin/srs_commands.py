@@ -22,7 +22,7 @@ from gatepost.service.reversal import reverse as reverse_address
 from gatepost.service.rewriting import BOUNCES, Egress
 from gatepost.service.snapshot import Snapshot, load_snapshot, srs_domain_of
 from gatepost.service.srs_config import COMPACT, Format
-from gatepost.service.store import StoreError
+from gatepost.service.store import Store, StoreError
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Address, AddressError, Inspection, NotSrs, SrsError
 from gatepost.srs import inspect as inspect_address
@@ -237,10 +237,11 @@ def inspect(path: Path, addresses: Sequence[str], at: Optional[datetime]) -> int
     with problems_reported():
         snapshot, unchecked = _snapshot_if_any(path)
     now = unix_time(at)
+    store = open_store(snapshot.config) if snapshot else None
 
     def fields(text: str) -> str:
         found = _inspected(text, now)
-        state = _state(snapshot, text, now) if snapshot else f"not checked: {unchecked}"
+        state = _state(snapshot, store, text, now) if snapshot and store else f"not checked: {unchecked}"
         return _block(text, found, state, day(now))
 
     return _each(addresses, fields, between="\n")
@@ -258,9 +259,9 @@ def _snapshot_if_any(path: Path) -> tuple[Optional[Snapshot], str]:
         return None, "this host has no SRS secret yet"
 
 
-def _state(snapshot: Snapshot, text: str, now: int) -> str:
+def _state(snapshot: Snapshot, store: Store, text: str, now: int) -> str:
     try:
-        reversal = reverse_address(snapshot, text, now, open_store(snapshot.config).found)
+        reversal = reverse_address(snapshot, text, now, store.found)
     except StoreError as error:
         return f"not checked: the store cannot be asked: {error}"
     if reversal.bounce is Bounce.ORIGINAL:

@@ -112,10 +112,7 @@ class Connection(asyncio.Protocol):
             return [PolicyRequest(attributes) for attributes in parser.feed(data)]
         if isinstance(parser, TcpTableParser):
             return [LookUp(self._tcp_table, text_of(key), True) for key in parser.feed(data)]
-        return [
-            LookUp(name.decode("ascii", "replace"), key.decode("utf-8", "surrogateescape"))
-            for name, key in parser.feed(data)
-        ]
+        return [LookUp(name.decode("ascii", "replace"), text_of(key)) for name, key in parser.feed(data)]
 
     def _go_on(self) -> None:
         """Answer what waits, in its order, up to the first request that has to wait itself."""

@@ -156,9 +156,7 @@ class Worker:
     async def _settle(self, domain: str, rewritten: Rewritten) -> Fetched:
         """Wait for SPF's decision on the sender's *domain*, and until the store knows a token."""
         if self.spf:
-            now = int(time.time())
-            known = self.spf.known(domain, now)
-            self.spf.refresh(domain, now)
+            known = _known(self.spf, domain)
             if known or (known is None and await _spared(self.spf, domain)):
                 return _NOTHING
         if rewritten.token:
@@ -200,9 +198,7 @@ class Worker:
 
     def _unless_spared(self, spf: Spf, key: str, entry: Entry) -> Entry:
         """Answer the map `egress` where SPF decides, from what is known so far."""
-        domain, now = domain_of(key) or "", int(time.time())
-        spared = spf.known(domain, now)
-        spf.refresh(domain, now)
+        spared = _known(spf, domain_of(key) or "")
         if spared:
             return decisions.NOTFOUND
         # The hop can't mend this one, and to bounce it would be too early.
@@ -223,6 +219,14 @@ class Worker:
         """Close all that is left, complete or not."""
         for connection in list(self.connections):
             connection.abort()
+
+
+def _known(spf: Spf, domain: str) -> Optional[bool]:
+    """Return SPF's decision where it is known; where it is due it is made in the background."""
+    now = int(time.time())
+    known = spf.known(domain, now)
+    spf.refresh(domain, now)
+    return known
 
 
 async def _spared(spf: Spf, domain: str) -> bool:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import pytest
+from stages import left, logs_of_running, logs_reported, only_mail
 
 from gatepost.admin.nexthop import Received
 from gatepost.admin.sandbox import temporary_root
@@ -31,8 +32,6 @@ john.work@contoso.com john.home@example.com
 carla@contoso.com carla.home@example.net
 jörg@contoso.com joerg.home@example.com
 """
-_LOG_LINES = 60
-_running: list[Stage] = []
 FORWARD_OF_GAMES = "games.home@example.com\n"
 
 MESSAGE = (
@@ -60,15 +59,12 @@ class Forwarder:
         return self.stage.send(sender, rcpt, message, client=options.pop("client", "198.51.100.7"), **options)
 
     def left(self) -> list[tuple[str, str]]:
-        """Return P1 and recipient of all that has left, once the queue is at rest. See `shape`."""
-        self.stage.postfix.wait_until_idle()
-        return sorted((shape(mail.mail_from), rcpt) for mail in self.stage.internet.messages for rcpt in mail.rcpt_to)
+        """Return P1 and recipient of all that has left, once the queue is at rest. See `stages.shape`."""
+        return left(self.stage)
 
     def only_mail(self) -> Received:
         """Return the one message that has left."""
-        self.stage.postfix.wait_until_idle()
-        (mail,) = self.stage.internet.messages
-        return mail
+        return only_mail(self.stage)
 
     def inside(self, user: str) -> list[str]:
         """Return the P1 of each message in the mailbox of *user*, once the queue is at rest."""
@@ -110,11 +106,6 @@ class Forwarder:
             mailbox.unlink()
 
 
-def shape(address: str) -> str:
-    """Return *address* with HASH and TT for the hash and the timestamp of an SRS address."""
-    return re.sub(r"\+SRS=[a-z2-7]{8}=[A-Z2-7]{2}=", "+SRS=HASH=TT=", address)
-
-
 Boot = Callable[..., "AbstractContextManager[Forwarder]"]
 
 
@@ -146,28 +137,12 @@ def boot_forwarder() -> Boot:
                 virtual.write_text(VIRTUAL)
                 stage.postfix.postmap(virtual)
                 (stage.postfix.forward_files / "games").write_text(FORWARD_OF_GAMES)
-                _running.append(stage)
-                try:
-                    yield Forwarder(stage)
-                except BaseException:  # a test that boots for itself: when its report is made the logs are gone
-                    for title, text in _logs(stage):
-                        print(f"--- log of {title}\n{text}")
-                    raise
-                finally:
-                    _running.remove(stage)
+                with logs_reported(stage):
+                    try:
+                        yield Forwarder(stage)
+                    except BaseException:  # a test that boots for itself: when its report is made the logs are gone
+                        for title, text in logs_of_running():
+                            print(f"--- log of {title}\n{text}")
+                        raise
 
     return booted
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
-    outcome = yield
-    report = outcome.get_result()
-    if report.failed:
-        for stage in _running:
-            report.sections.extend((f"log of {title}", text) for title, text in _logs(stage))
-
-
-def _logs(stage: Stage) -> list[tuple[str, str]]:
-    logs = (("gatepost", stage.log()), ("Postfix", stage.postfix.log()))
-    return [(title, "\n".join(text.splitlines()[-_LOG_LINES:])) for title, text in logs]

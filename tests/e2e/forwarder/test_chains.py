@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from stages import shape
 
-from .conftest import shape
 from .test_bounces import NDR
 
 if TYPE_CHECKING:

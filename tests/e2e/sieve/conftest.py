@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Callable
 
 import peers
 import pytest
+from stages import left, logs_reported, only_mail
 
 from gatepost.admin.nexthop import Received
 from gatepost.admin.sandbox import temporary_root
@@ -40,8 +41,6 @@ MESSAGE = (
     b"Message-Id: <@N@@fabrikam.com>\r\nDate: Sat, 1 Aug 2026 12:00:00 +0200\r\n\r\nhello\r\n"
 )
 """Dovecot drops a message with a Message-Id that it has redirected already, so each one here gets its own."""
-_LOG_LINES = 60
-_running: list[SieveHost] = []
 
 
 class SieveHost:
@@ -65,15 +64,12 @@ class SieveHost:
         return transcript.queue_id
 
     def left(self) -> list[tuple[str, str]]:
-        """Return P1 and recipient of all that has left, once the queue is at rest; see `shape`."""
-        self.stage.postfix.wait_until_idle()
-        return sorted((shape(mail.mail_from), rcpt) for mail in self.stage.internet.messages for rcpt in mail.rcpt_to)
+        """Return P1 and recipient of all that has left, once the queue is at rest; see `stages.shape`."""
+        return left(self.stage)
 
     def only_mail(self) -> Received:
         """Return the one message that has left."""
-        self.stage.postfix.wait_until_idle()
-        (mail,) = self.stage.internet.messages
-        return mail
+        return only_mail(self.stage)
 
     def inside(self, user: str) -> list[str]:
         """Return the P1 of each message that Dovecot has kept for *user*, once the queue is at rest."""
@@ -89,11 +85,6 @@ class SieveHost:
         self.stage.internet.refuse.clear()
         for path in self.dovecot.root.glob("home/*/mail/new/*"):
             path.unlink()
-
-
-def shape(address: str) -> str:
-    """Return *address* with HASH and TT for the hash and the timestamp of an SRS address."""
-    return re.sub(r"\+SRS=[a-z2-7]{8}=[A-Z2-7]{2}=", "+SRS=HASH=TT=", address)
 
 
 Boot = Callable[..., "AbstractContextManager[SieveHost]"]
@@ -112,24 +103,11 @@ def boot_sieve() -> Boot:
                 virtual.write_text("")
                 stage.postfix.postmap(virtual)
                 (stage.postfix.forward_files / "games").write_text("games.home@example.com\n")
-                host = SieveHost(stage, dovecot)
-                _running.append(host)
-                try:
-                    dovecot.start(stage.postfix)
-                    yield host
-                finally:
-                    dovecot.stop()
-                    _running.remove(host)
+                with logs_reported(stage, Dovecot=dovecot.log):
+                    try:
+                        dovecot.start(stage.postfix)
+                        yield SieveHost(stage, dovecot)
+                    finally:
+                        dovecot.stop()
 
     return booted
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
-    outcome = yield
-    report = outcome.get_result()
-    if report.failed:
-        for host in _running:
-            logs = {"gatepost": host.stage.log(), "Postfix": host.stage.postfix.log(), "Dovecot": host.dovecot.log()}
-            for title, text in logs.items():
-                report.sections.append((f"log of {title}", "\n".join(text.splitlines()[-_LOG_LINES:])))

@@ -38,7 +38,7 @@ class Mta:
     def __init__(self, folder: Path, text: str) -> None:
         self.folder = folder
         (folder / "gatepost.toml").write_text(f'state_directory = "{folder}"\n' + text)
-        self.snapshot = build(load(folder / "gatepost.toml"), Keys([b"key"]))
+        self.snapshot = build(load(folder / "gatepost.toml"), Keys([b"key"]), 0.0)
         self.series = Series.create(folder / "milter-1.series")
         self.shared = open_shared(self.snapshot.config, self.series, expire=False)
         self.macros = {"j": "mail.contoso.com", "{daemon_name}": "mail.contoso.com"}

@@ -90,7 +90,7 @@ def _snapshot(
         "egress": {},
         "srs": srs,
     }
-    return build(parse(raw, Path("gatepost.toml")), keys)
+    return build(parse(raw, Path("gatepost.toml")), keys, 0.0)
 
 
 CONTOSO = snapshot(organization("contoso", "contoso.com"))

@@ -48,7 +48,7 @@ Switch it off with: gatepost bypass off
 
 
 def test_on_is_what_the_daemons_look_at(file: Path) -> None:
-    snapshot = build(parse({"state_directory": str(file.parent)}, file), Keys([b"key"]))
+    snapshot = build(parse({"state_directory": str(file.parent)}, file), Keys([b"key"]), 0.0)
     bypass(file, "on")
     assert snapshot.bypassed()
     bypass(file, "off")

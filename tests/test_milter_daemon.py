@@ -100,9 +100,14 @@ def test_change_of_recipients_is_asked_for_where_the_milter_brings_bounces_back(
         assert client.actions == CHGFROM | ADDRCPT | DELRCPT
 
 
-def test_rule_set_2023_11_01_needs_no_headers(current: Gatepost) -> None:
-    with MilterClient(current.socket) as client:
+def test_rule_set_2023_11_01_without_a_ledger_needs_no_headers(tmp_path: Path) -> None:
+    with Gatepost(tmp_path, more="[ledger]\ndays = 0\n") as gatepost, MilterClient(gatepost.socket) as client:
         assert client.protocol == QUIET | NOHDRS | NOEOH
+
+
+def test_ledger_needs_headers_and_their_end(current: Gatepost) -> None:
+    with MilterClient(current.socket) as client:
+        assert client.protocol == QUIET
 
 
 def test_rule_set_legacy_needs_headers_and_their_end(legacy: Gatepost) -> None:
@@ -585,6 +590,7 @@ def test_session_under_way_is_finished_when_the_milter_is_told_to_stop(tmp_path:
         gatepost.signal(signal.SIGTERM)
         gatepost.wait_for_log("milter draining")
         assert client.data() == "continue"
+        assert client.end_of_headers() == "continue"
         outcome = Outcome()
         assert client.end_of_message(outcome) == "continue"
         assert len(outcome.senders) == 1

@@ -67,7 +67,7 @@ def snapshot(
     }
     if egress:
         raw["egress"] = {"transport": "gatepost-egress:[127.0.0.1]:10027"}
-    return build(parse(raw, Path("gatepost.toml")), KEYS)
+    return build(parse(raw, Path("gatepost.toml")), KEYS, 0.0)
 
 
 def srs(snapshot: Snapshot, original: str = "bob@fabrikam.com", day: int = DAY) -> str:

@@ -61,7 +61,7 @@ def snapshot(folder: Path, nameserver: str = "", **srs: object) -> Snapshot:
         "srs": srs,
         "dns": {"nameservers": [nameserver] if nameserver else []},
     }
-    return build(parse(raw, Path("gatepost.toml")), Keys([b"the first key"]))
+    return build(parse(raw, Path("gatepost.toml")), Keys([b"the first key"]), 0.0)
 
 
 def srs(snapshot: Snapshot) -> bytes:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Optional, Union
 
@@ -21,7 +22,7 @@ from gatepost.service.srs_config import COMPACT, without_password
 from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
 
-Value = Union[str, bool, int, tuple[str, ...]]
+Value = Union[str, bool, int, datetime, tuple[str, ...]]
 Given = Mapping[str, object]
 
 _SAFE_OCTETS = 16
@@ -134,10 +135,12 @@ def _document(config: Config, raw: Given) -> Iterator[str]:
 
 def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
     relay, srs, milter, policyd, egress = config.relay, config.srs, config.milter, config.policyd, config.egress
+    ledger = config.ledger
     return {
         "relay": {
             "requirements": relay.requirements.value,
             "mode": relay.mode.value,
+            **({"enforce_from": relay.enforce_from} if relay.enforce_from else {}),
             "enforced_by": relay.enforced_by,
             "local_domains": relay.local_domains,
             "subdomains_relay": relay.subdomains_relay,
@@ -174,6 +177,13 @@ def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
         },
         "egress": {"transport": egress.transport, "daemon_name": egress.daemon_name} if egress else None,
         "metrics": {"listen": config.metrics.host_and_port if config.metrics else ""},
+        "ledger": {
+            "days": ledger.days,
+            "rows": ledger.rows,
+            "subjects": ledger.subjects,
+            "required": ledger.required,
+            "spool_megabytes": ledger.spool_bytes >> 20,
+        },
         "store": {"url": without_password(config.store_url)},
         "dns": {"nameservers": tuple(item.host_and_port for item in config.nameservers)},
     }
@@ -186,6 +196,9 @@ def _files(paths: Mapping[str, Optional[Path]]) -> dict[str, Value]:
 def _organization(organization: Organization, settings: OrganizationConfig, given: Given) -> Iterator[str]:
     yield from ("", "[[organization]]")
     values: dict[str, Value] = {"name": organization.name, "mode": settings.mode.value}
+    if settings.enforce_from:
+        values["enforce_from"] = settings.enforce_from
+    values["notify_addresses"] = settings.notify_addresses
     if settings.srs_domain:
         values["srs_domain"] = settings.srs_domain
     yield from _keys(values, given)
@@ -220,6 +233,8 @@ def _toml(value: Value) -> str:
         return "true" if value else "false"
     if isinstance(value, int):
         return str(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, str):
         return '"' + "".join(map(_escaped, value)) + '"'
     return f"[{', '.join(map(_toml, value))}]"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -62,11 +63,11 @@ def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
     config = load(path)
     file = config.srs.secret_file
     try:
-        return build(config, read_keys(file)), None
+        return build(config, read_keys(file), time.time()), None
     except ConfigError as error:
         if not secret_missing(error):
             raise
-    return build(config, Keys([b"placeholder"])), file
+    return build(config, Keys([b"placeholder"]), time.time()), file
 
 
 def open_store(config: Config) -> Store:

@@ -11,6 +11,7 @@ from gatepost.service import exporter, log
 from gatepost.service.config import Config
 from gatepost.service.fields import Listen
 from gatepost.service.listeners import refusal
+from gatepost.service.loader_daemon import LedgerDaemon
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot, bypass_file
 from gatepost.service.supervisor import Daemon, Supervisor, first_snapshot, notify, series_folder
@@ -22,10 +23,9 @@ class MetricsDaemon:
 
     silence_s = 15.0
 
-    def __init__(self, listen: Listen, names: Sequence[str]) -> None:
+    def __init__(self, listen: Listen, name: str) -> None:
         self._listen = listen
-        # Two supervisors may share one state folder, and there each process has a name of its own.
-        self.name = "metrics" if len(names) > 1 else f"metrics.{names[0]}"
+        self.name = name
 
     def workers(self, config: Config) -> int:
         return 1
@@ -81,7 +81,10 @@ def sockets(config: Config, names: Sequence[str]) -> list[Listen]:
 
 
 def daemons(config: Config, names: Sequence[str]) -> list[Daemon]:
-    """Return the daemons *names* and the metrics, if they are on. pymilter is loaded for the milter only."""
+    """Return the daemons *names*, the ledger's loader and, if they are on, the metrics.
+
+    pymilter is loaded for the milter only.
+    """
     found: list[Daemon] = []
     if "milter" in names:
         from gatepost.milter.daemon import MilterDaemon
@@ -91,6 +94,9 @@ def daemons(config: Config, names: Sequence[str]) -> list[Daemon]:
         from gatepost.policyd.daemon import Policyd
 
         found.append(Policyd(config))
+    # Two supervisors may share one state folder, and there each process has a name of its own.
+    suffix = "" if len(names) > 1 else f".{names[0]}"
+    found.append(LedgerDaemon(f"ledger{suffix}"))
     if config.metrics:
-        found.append(MetricsDaemon(config.metrics, names))
+        found.append(MetricsDaemon(config.metrics, f"metrics{suffix}"))
     return found

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Optional, cast
 
 import milter
-from gatepost.milter.session import Session
+from gatepost.milter.session import HEADERS, Session
 from gatepost.relay import RuleSet
 from gatepost.service import log, metrics
 from gatepost.service.config import Config
@@ -120,10 +120,10 @@ class MilterDaemon:
 
     def _register(self) -> None:
         milter.set_connect_callback(self._quiet("connect", _connect))
-        milter.set_helo_callback(self._quiet("helo", lambda session, name: None))
-        milter.set_envfrom_callback(self._quiet("mail", lambda session, path, *_: session.mail(_text(path))))
+        milter.set_helo_callback(self._quiet("helo", Session.helo))
+        milter.set_envfrom_callback(self._quiet("mail", _mail))
         milter.set_envrcpt_callback(self._answered("rcpt", _rcpt))
-        milter.set_header_callback(self._quiet("header", _header))
+        milter.set_header_callback(self._header)
         milter.set_eoh_callback(self._answered("eoh", lambda session: session.eoh()))
         milter.set_eom_callback(self._eom)
         milter.set_abort_callback(self._quiet("abort", lambda session: session.abort()))
@@ -144,7 +144,7 @@ class MilterDaemon:
         config = worker.snapshot.config
         legacy = config.relay.requirements is RuleSet.LEGACY
         wanted = QUIET | UNUSED
-        if not legacy and config.egress is None:
+        if not legacy and config.egress is None and worker.shared.spool is None:
             # Both or none: with headers but no end of them, libmilter drops the end of a message that has no header.
             wanted |= milter.P_NOHDRS | milter.P_NOEOH
         by_milter = config.srs.reverse is ReverseBy.MILTER
@@ -181,6 +181,12 @@ class MilterDaemon:
             return self._guarded(stage, ctx, call, arguments)
 
         return callback
+
+    def _header(self, ctx: Context, name: str, value: bytes) -> int:
+        """Let the session see one of the headers that it knows: of a dozen that is seldom more than three."""
+        if name.lower() in HEADERS:
+            self._guarded("header", ctx, Session.header, (name, _text(value)))
+        return int(milter.NOREPLY)
 
     def _data(self, ctx: Context) -> int:
         """Nothing is decided here but for recipients that the milter itself gives back."""
@@ -262,12 +268,12 @@ def _connect(session: Session, name: str, family: int, address: Any) -> None:
     session.connect(address[0] if known else None, address[1] if known else -1)
 
 
+def _mail(session: Session, path: bytes, *parameters: bytes) -> None:
+    session.mail(_text(path), [_text(parameter) for parameter in parameters])
+
+
 def _rcpt(session: Session, path: bytes, *parameters: bytes) -> Optional[Reply]:
     return session.rcpt(_text(path), [_text(parameter) for parameter in parameters])
-
-
-def _header(session: Session, name: str, value: bytes) -> None:
-    session.header(name, _text(value))
 
 
 def _macros(ctx: Context) -> Callable[[str], str]:

@@ -11,18 +11,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Optional
 
+from gatepost.milter import recording
+from gatepost.milter.recording import Circumstances
 from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
-from gatepost.relay import Client, Mail, Organization, Result
+from gatepost.relay import Client, Mail, Organization, Result, Verdict
 from gatepost.service import flow, log, metrics, rewriting
 from gatepost.service.addresses import domain_of, plain, routed
 from gatepost.service.flow import Judgement, Treatment
-from gatepost.service.hops import Hop, organization_digest
+from gatepost.service.hops import NOTE_AGE_S, Hop, organization_digest, policyd_key
 from gatepost.service.reference import new_reference
 from gatepost.service.replies import (
     BAD_RECIPIENT,
     BAD_SENDER,
     BOUNCES_ONLY,
     FAULT,
+    LEDGER_AWAY,
     ONE_BY_ONE,
     RELAY_DENIED,
     SRS_APART,
@@ -41,6 +44,8 @@ from gatepost.service.srs_config import ReverseBy
 from gatepost.service.store import StoreError
 from gatepost.srs import AddressError
 
+HEADERS = frozenset(("from", "message-id", "subject", "received", "x-sieve-redirected-from"))
+"""The headers that `Session.header` looks at."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
 
@@ -68,6 +73,8 @@ class Session:
         self._local = False
         self._egress = False
         self._hostname = ""
+        self._helo = ""
+        self._port = -1
         self._client: Optional[Client] = None
         self._identity = ("", "")
         self._transaction: Optional[Transaction] = None
@@ -88,14 +95,20 @@ class Session:
         self._failed = False
         self._client = self._transaction = None  # an MTA may use one milter connection for several clients
         self._ip = ip
+        self._port = port
+        self._helo = ""
         self._local = port == 0 and ip in ("127.0.0.1", "::1")
         config = self._snapshot.config.egress
         self._egress = config is not None and self._macro("{daemon_name}") == config.daemon_name
         if self._egress:
             self._hostname = self._macro("j")
 
-    def mail(self, path: str) -> None:
-        """Begin a message with the argument *path* of MAIL FROM."""
+    def helo(self, name: str) -> None:
+        """Take note of the client's HELO name, which decides nothing."""
+        self._helo = name
+
+    def mail(self, path: str, parameters: Sequence[str] = ()) -> None:
+        """Begin a message with the argument *path* of MAIL FROM and its ESMTP *parameters*."""
         self._transaction = None
         if self._failed:
             return
@@ -103,6 +116,7 @@ class Session:
         if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or reverse_path
         self._transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
+        self._transaction.size_bytes = recording.declared_size(parameters)
         if self._shared.spf and self._may_spare(self._transaction):  # known by the time that it is asked for
             self._shared.spf.refresh(domain_of(reverse_path) or "", int(self._clock()))
 
@@ -184,8 +198,18 @@ class Session:
             return self._unrewritable(transaction, rcpt, judgement)
         if not self._may_join(transaction, judgement.treatment):
             return TRY_APART
-        transaction.recipients.append(Recipient(rcpt, judgement))
+        transaction.recipients.append(Recipient(rcpt, judgement, self._noted(transaction, path)))
         return None
+
+    def _noted(self, transaction: Transaction, path: str) -> bool:
+        """Tell whether policyd has decided on this recipient just before; its record has the same reference then."""
+        if self._snapshot.config.relay.enforced_by == "milter" or self._shared.spool is None:
+            return False
+        key = policyd_key(self._ip or "", str(self._port), transaction.reverse_path, path.strip("<>"))
+        hop = self._shared.hops.get(key, int(self._clock()), NOTE_AGE_S)
+        if hop is not None:
+            transaction.reference = hop.reference
+        return hop is not None
 
     def _srs_rcpt(self, transaction: Transaction, path: str) -> tuple[Optional[Reply], bool]:
         """Judge a recipient as an SRS address; the second result tells whether it goes back to an original sender."""
@@ -229,6 +253,7 @@ class Session:
     def _refuse_srs(self, transaction: Transaction, rcpt: str, reply: Reply, reason: str) -> Reply:
         action = "reject" if reply.code >= 500 else "defer"
         self._log(action, transaction, None, f"to={log.address(rcpt)}, ", reason=reason)
+        self._record_refusal(transaction, rcpt, None, reason)
         return reply
 
     def data(self) -> Optional[Reply]:
@@ -260,13 +285,18 @@ class Session:
         return None
 
     def header(self, name: str, value: str) -> None:
-        """Take note of a header: From for the rule set legacy, our own Received lines on the egress hop, Sieve's."""
+        """Take note of a header: From and those of the ledger, our own Received lines on the egress hop, Sieve's."""
         transaction = self._transaction
         if transaction is None:
             return
         name = name.lower()
-        if name == "from" and not self._egress:
+        if name == "from":
             transaction.headers_from.append(value)
+        elif name == "message-id":
+            transaction.message_id = transaction.message_id or value.strip()
+        elif name == "subject":
+            if self._snapshot.config.ledger.subjects:
+                transaction.subject = transaction.subject or value.strip()
         elif name == "received":
             transaction.received = True
             if self._egress and transaction.hop is None:
@@ -285,7 +315,7 @@ class Session:
                 judgement = self._judge(transaction, mail, recipient.rcpt, headers_seen=True)
                 self._judged(transaction, recipient.rcpt, judgement)
                 if judgement.treatment is Treatment.REFUSE:
-                    return self._refuse(transaction, recipient.rcpt, judgement)
+                    return self._refuse(transaction, recipient.rcpt, judgement, headers_seen=True)
                 if judgement.treatment is Treatment.UNREWRITABLE:
                     return self._unrewritable(transaction, recipient.rcpt, judgement)
                 transaction.recipients[index] = Recipient(recipient.rcpt, judgement)
@@ -298,8 +328,7 @@ class Session:
             return FAULT
         self._transaction = None
         if transaction.bypassed:
-            self._finish(transaction, "bypass")
-            return None
+            return self._finish(transaction, "bypass")
         now = int(self._clock())
         if self._egress:
             return self._egress_eom(transaction, changes, now)
@@ -314,14 +343,12 @@ class Session:
                 return STORE_AWAY
             changes.sender(settled.address)
             self._return(transaction, changes)
-            self._finish(transaction, "rewrite", settled)
-            return None
+            return self._finish(transaction, "rewrite", settled)
         if self._snapshot.config.egress and (transaction.recipients or transaction.returning):
             self._remember(transaction, now)
             self._spared(transaction)  # so that the map, which never waits, knows it
         self._return(transaction, changes)
-        self._finish(transaction, "return" if transaction.returning else "pass")
-        return None
+        return self._finish(transaction, "return" if transaction.returning else "pass")
 
     def _ingress_sender(self, transaction: Transaction, now: int) -> Optional[Rewritten]:
         """Return the new sender where all recipients need one, None where it stays."""
@@ -396,8 +423,7 @@ class Session:
         if rewriting.leaving(self._snapshot, rewritten.address) is not Egress.OUT:
             return self._egress_fault(transaction, f"<{rewritten.address}> would come by here again")
         changes.sender(rewritten.address)
-        self._finish(transaction, "rewrite", rewritten)
-        return None
+        return self._finish(transaction, "rewrite", rewritten)
 
     def _egress_sender(self, transaction: Transaction, now: int) -> Rewritten:
         """Return the new sender. Only mail that ingress has seen is sent on in a mailbox's name."""
@@ -420,13 +446,17 @@ class Session:
         self._series.add(metrics.ERRORS, ("milter", "egress"))
         return FAULT
 
-    def _refuse(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
+    def _refuse(
+        self, transaction: Transaction, rcpt: str, judgement: Judgement, *, headers_seen: bool = False
+    ) -> Reply:
         transaction.reference = transaction.reference or new_reference()
         self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ")
+        self._record_refusal(transaction, rcpt, judgement.verdict, headers_seen=headers_seen)
         return RELAY_DENIED.with_reference(transaction.reference)
 
     def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
         self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason="sender-unrewritable")
+        self._record_refusal(transaction, rcpt, judgement.verdict, "sender-unrewritable")
         return UNREWRITABLE
 
     def _judged(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> None:
@@ -437,8 +467,16 @@ class Session:
             transaction.reference = transaction.reference or new_reference()
             self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
 
-    def _finish(self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None) -> None:
-        """Log and count the end of a message, one line for all its recipients."""
+    def _finish(
+        self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None
+    ) -> Optional[Reply]:
+        """Record, log and count the end of a message, one line for all its recipients.
+
+        Return a reply where it can't be recorded and must be.
+        """
+        recorded = transaction.bypassed or self._record(transaction, rewritten.address if rewritten else "")
+        if not recorded and self._snapshot.config.ledger.required:
+            return LEDGER_AWAY
         self._series.add(metrics.MESSAGES, ("milter", action))
         if rewritten:
             self._series.add(metrics.SRS_REWRITES, (rewritten.form,))
@@ -455,6 +493,40 @@ class Session:
         if transaction.spared:
             details += "spf=spared, "
         self._log(action, transaction, judgement, details)
+        return None
+
+    def _record(self, transaction: Transaction, rewritten: str) -> bool:
+        """Write the message into the ledger. False: that went wrong."""
+        spool = self._shared.spool
+        if spool is None:
+            return True
+        seen, reference = self._circumstances(transaction), transaction.reference or new_reference()
+        if self._egress:
+            organization = self._hop_organization(transaction.hop)
+            records = recording.egress(seen, reference, rewritten, organization)
+        else:
+            records = recording.ingress(seen, reference, rewritten)
+        return not records or spool.add(records)
+
+    def _record_refusal(
+        self,
+        transaction: Transaction,
+        rcpt: str,
+        verdict: Optional[Verdict],
+        reason: str = "",
+        *,
+        headers_seen: bool = False,
+    ) -> None:
+        spool = self._shared.spool
+        if spool is not None:
+            reference = transaction.reference or new_reference()
+            seen = self._circumstances(transaction)
+            entry = recording.refused(seen, reference, rcpt, verdict, reason, headers_seen=headers_seen)
+            spool.add_refusal(entry)
+
+    def _circumstances(self, transaction: Transaction) -> Circumstances:
+        queue_id = self._macro("i")
+        return Circumstances(self._snapshot, transaction, self._clock(), queue_id, self._ip or "", self._helo)
 
     def _log(
         self,

@@ -32,10 +32,14 @@ class Changes(Protocol):
 
 @dataclass(frozen=True)
 class Recipient:
-    """One that was let through RCPT and is no SRS address, with what was decided of it there."""
+    """One that was let through RCPT and is no SRS address, with what was decided of it there.
+
+    by_policyd: policyd has decided on it, and records that.
+    """
 
     rcpt: str
     judgement: Judgement
+    by_policyd: bool = False
 
 
 @dataclass
@@ -46,7 +50,7 @@ class Transaction:
     first recipient of all. spared: SPF lets P1 leave as it is; None: not asked. sieve: who redirected it, by Sieve's
     header. orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names
     of this Postfix in Received lines, empty below the first line that is another's. refusal: of a message from
-    sendmail(1), which can be answered at its end only.
+    sendmail(1), which can be answered at its end only. size_bytes: as the client declared it.
     """
 
     reverse_path: str
@@ -57,6 +61,9 @@ class Transaction:
     first: Optional[Treatment] = None
     spared: Optional[bool] = None
     headers_from: list[str] = field(default_factory=list)
+    message_id: str = ""
+    subject: str = ""
+    size_bytes: Optional[int] = None
     received: bool = False
     sieve: str = ""
     egress_rcpt: str = ""

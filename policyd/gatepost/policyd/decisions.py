@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple, Optional
 
+from gatepost.policyd import recording
 from gatepost.relay import Client, Mail, Result, Verdict
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Treatment
+from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.reversal import Bounce, Stored
 from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.snapshot import Snapshot
@@ -39,7 +41,8 @@ class Answer:
     """The answer to a policy request: *text* follows `action=`.
 
     log: the line for the log, "" for none. bounce: what the recipient turned out to be, where that decided.
-    verdict: the relay verdict, where one was asked for.
+    verdict: the relay verdict, where one was asked for. refused, passed: for the ledger, the recipient that is refused
+    here, and those that the message goes on with. noted: the reference that the milter shall find for this recipient.
     """
 
     action: Action
@@ -47,6 +50,9 @@ class Answer:
     log: str = ""
     bounce: Optional[Bounce] = None
     verdict: Optional[Verdict] = None
+    refused: Optional[LedgerEntry] = None
+    passed: tuple[LedgerEntry, ...] = ()
+    noted: str = ""
 
 
 DUNNO = Answer(Action.DUNNO, "DUNNO")
@@ -59,13 +65,15 @@ class Transaction:
     complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
     reversed; other: the first one of any other kind; "" where there was none. Postfix uses one connection for
     all requests about a message, unless that was idle for 300 s or 1000 s old, or its worker was replaced:
-    then it is incomplete.
+    then it is incomplete. reference: the message's in the ledger. passed: the entries of recipients let through.
     """
 
     instance: bytes = b""
     complete: bool = False
     bounce: str = ""
     other: str = ""
+    reference: str = ""
+    passed: tuple[LedgerEntry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,13 +127,18 @@ def decide(
         return DUNNO, before
     if state == b"VRFY":  # would else tell right hashes from wrong ones
         bounce = reversal.reverse(snapshot, _text(request, b"recipient"), now, aids.stored).bounce
-        return _refused(snapshot, request, bounce, aids) or DUNNO, before
+        return _refused(snapshot, request, bounce, now, aids) or DUNNO, before
     instance = request.get(b"instance", b"")
     if not instance or instance != before.instance:
         # Postfix names a queue ID from the first recipient on that it has taken.
-        before = Transaction(instance, complete=state == b"RCPT" and not request.get(b"queue_id"))
+        complete = state == b"RCPT" and not request.get(b"queue_id")
+        reference = aids.new_reference() if snapshot.config.relay.enforced_by == "policyd" else ""
+        before = Transaction(instance, complete, reference=reference)
     if state == b"DATA":
-        return _data(snapshot, request, before, now, aids.stored), before
+        answer = _data(snapshot, request, before, now, aids)
+        queue_id = _text(request, b"queue_id")
+        passed = () if answer.action is Action.REJECT else before.passed
+        return replace(answer, passed=tuple(item._replace(queue_id=queue_id) for item in passed)), before
     return _rcpt(snapshot, request, before, now, aids)
 
 
@@ -134,7 +147,7 @@ def _rcpt(
 ) -> tuple[Answer, Transaction]:
     rcpt = _text(request, b"recipient")
     bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
-    refused = _refused(snapshot, request, bounce, aids)
+    refused = _refused(snapshot, request, bounce, now, aids)
     if refused is not None:
         return refused, before
     returning = bounce is Bounce.ORIGINAL
@@ -142,14 +155,24 @@ def _rcpt(
         line = _line(request, "defer", reason="srs-beside-others")
         return Answer(Action.DEFER, str(replies.SRS_APART), line), before
     if returning:
-        return DUNNO, replace(before, bounce=before.bounce or rcpt)
-    answer = _relay(snapshot, request, rcpt, aids.new_reference)
+        return _passed(snapshot, request, DUNNO, replace(before, bounce=before.bounce or rcpt), now)
+    answer = _relay(snapshot, request, rcpt, before.reference, now)
     if answer.action is Action.REJECT:
         return answer, before
-    return answer, replace(before, other=before.other or rcpt)
+    return _passed(snapshot, request, answer, replace(before, other=before.other or rcpt), now)
 
 
-def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, aids: Aids) -> Optional[Answer]:
+def _passed(
+    snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int
+) -> tuple[Answer, Transaction]:
+    """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
+    if not snapshot.config.ledger.days or snapshot.config.relay.enforced_by != "policyd":
+        return answer, after
+    entry = recording.entry(snapshot, request, after.reference, now, answer.verdict)
+    return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
+
+
+def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, now: int, aids: Aids) -> Optional[Answer]:
     """Return the refusal of an SRS recipient. Hosts of one's own may name as many wrong ones as they like."""
 
     def guessing() -> bool:
@@ -161,7 +184,8 @@ def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, aids: Aids
     reply, reason = refusal
     if reply.code < 500:
         return Answer(Action.DEFER, str(reply), _line(request, "defer", reason=reason))
-    return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce)
+    entry = recording.entry(snapshot, request, aids.new_reference(), now, None, reason, refused=True)
+    return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce, refused=entry)
 
 
 def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcpt: str, returning: bool) -> bool:
@@ -178,7 +202,7 @@ def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcp
     return bool(before.bounce)
 
 
-def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Callable[[], str]) -> Answer:
+def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, now: int) -> Answer:
     """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours."""
     routed = addresses.routed(rcpt)
     if snapshot.config.relay.enforced_by != "policyd" or not ("@" in rcpt or routed):  # Postfix adds its own domain
@@ -193,17 +217,20 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, new_reference: Ca
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
         line = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
-        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict)
+        reason = "sender-unrewritable"
+        entry = recording.entry(snapshot, request, reference, now, verdict, reason, refused=True)
+        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict, refused=entry)
     if verdict.result is Result.RELAY and judgement.enforce:
         return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
     if verdict.result is not Result.REFUSE or not verdict.meant:
         return Answer(Action.DUNNO, "DUNNO", verdict=verdict)
-    reference = new_reference()
     if not judgement.enforce:
         line = _line(request, "monitor", **names, reference=reference)
         return Answer(Action.DUNNO, "DUNNO", line, verdict=verdict)
     text = str(replies.RELAY_DENIED.with_reference(reference))
-    return Answer(Action.REJECT, text, _line(request, "reject", **names, reference=reference), verdict=verdict)
+    line = _line(request, "reject", **names, reference=reference)
+    entry = recording.entry(snapshot, request, reference, now, verdict, refused=True)
+    return Answer(Action.REJECT, text, line, verdict=verdict, refused=entry)
 
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:
@@ -217,7 +244,7 @@ def _client(snapshot: Snapshot, request: Attributes) -> Client:
     )
 
 
-def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int, stored: Stored) -> Answer:
+def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids) -> Answer:
     """Answer at DATA, where Postfix names the recipient only if it took exactly one.
 
     With several, and RCPT requests missed, a non-null sender passes: a service that is listed in
@@ -227,15 +254,17 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     single = _single(request)
     redirect = snapshot.config.srs.reverse is ReverseBy.REDIRECT
     rcpt = rcpt_at_data(request, before)
-    reversed_ = reversal.reverse(snapshot, rcpt, now, stored)
+    reversed_ = reversal.reverse(snapshot, rcpt, now, aids.stored)
     returning = reversed_.bounce is Bounce.ORIGINAL
+    named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
     if not flow.may_write_to_srs(snapshot, _text(request, b"sender")):
         if not returning:
             return DUNNO
-        return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason="srs-not-a-bounce"))
+        reason = "srs-not-a-bounce"
+        entry = recording.entry(snapshot, named, aids.new_reference(), now, None, reason, refused=True)
+        return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason=reason), refused=entry)
     # Where nothing else was let in beside it, several recipients are one SRS address, given more than once.
     if redirect and returning and (single or (before.complete and not before.other)):
-        named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
         line = _line(named, "redirect", reason="srs-bounce", redirect=reversed_.original)
         return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversed_.original)}", line, reversed_.bounce)
     if redirect and not single and not before.complete and not request.get(b"sender"):

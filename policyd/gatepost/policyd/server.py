@@ -18,6 +18,7 @@ import termios
 import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
+from concurrent.futures import Future
 from typing import Any, Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
@@ -34,6 +35,7 @@ from gatepost.policyd.wire import (
 )
 from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
 from gatepost.service import flow, log, replies
+from gatepost.service.hops import Hop, policyd_key
 from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
 from gatepost.service.reference import new_reference
 from gatepost.service.reversal import Bounce
@@ -62,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._transaction = Transaction()
         self._waiting: deque[Request] = deque()
         self._task: Optional[asyncio.Task[None]] = None
+        self._recording: Optional[Future[bool]] = None
         self._clogged = False
         self._failed = False
 
@@ -126,11 +129,16 @@ class Connection(asyncio.Protocol):
                 self._fault(error)
                 break
             if isinstance(fetched, Fetched):
-                answers.append(self._answered(request, fetched))
+                answer = self._answered(request, fetched)
+                if self._recording is None:
+                    answers.append(answer)
+                    continue
+                later = self._recorded(answer)
             else:
-                self._task = asyncio.ensure_future(self._answer_later(request, fetched))
-                self._regulate()
-                break
+                later = self._fetched(request, fetched)
+            self._task = asyncio.ensure_future(self._answer_later(later))
+            self._regulate()
+            break
         if answers:
             self._transport.write(b"".join(answers))
         if self._failed:
@@ -142,9 +150,20 @@ class Connection(asyncio.Protocol):
         elif answers or self not in worker.half_sent:
             worker.half_sent[self] = time.monotonic()
 
-    async def _answer_later(self, request: Request, awaited: Awaitable[Fetched]) -> None:
+    async def _fetched(self, request: Request, awaited: Awaitable[Fetched]) -> bytes:
+        return await self._recorded(self._answered(request, await awaited))
+
+    async def _recorded(self, answer: bytes) -> bytes:
+        """Return *answer* once what belongs to it is in the ledger, or another one where it must be and can't."""
+        recording, self._recording = self._recording, None
+        if recording is None or await asyncio.wrap_future(recording):
+            return answer
+        required = self._worker.snapshot.config.ledger.required
+        return policy_reply(octets_of(str(replies.LEDGER_AWAY))) if required else answer
+
+    async def _answer_later(self, later: Awaitable[bytes]) -> None:
         try:
-            answer = self._answered(request, await awaited)
+            answer = await later
         except Exception as error:  # noqa: BLE001  the outermost shell
             self._fault(error)
             answer = b""
@@ -218,6 +237,13 @@ class Connection(asyncio.Protocol):
             series.add(DECISIONS, flow.labels(answer.verdict))
         if answer.log:
             log.info(answer.log)
+        if answer.refused is not None:
+            worker.record_refusal(answer.refused)
+        if answer.noted and worker.hops:
+            attributes = map(request.get, (b"client_address", b"client_port", b"sender", b"recipient"))
+            key = policyd_key(*(text_of(value or b"") for value in attributes))
+            worker.hops.put(key, Hop(b"", answer.noted), now)
+        self._recording = worker.record(answer.passed)
         return octets_of(answer.text)
 
 

@@ -8,9 +8,10 @@ all its mail, never waits.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Awaitable
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, TypeVar, Union
 
@@ -18,7 +19,9 @@ from gatepost.policyd import decisions
 from gatepost.policyd.decisions import Entry, Found, Transaction
 from gatepost.service import log, reversal, rewriting, shared
 from gatepost.service.addresses import domain_of
-from gatepost.service.metrics import ERRORS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES
+from gatepost.service.ledger import Bounced, Record
+from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES
+from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
@@ -35,6 +38,10 @@ STORE_S = 2.0
 SPF_S = 2.5
 """How long SPF may take, its own limit of 2 s and the wait for a thread together."""
 _COMPLAIN_S = 1.0
+_SAME_BOUNCE_S = 10.0
+_BOUNCED = 10_000
+_WRITING = 10_000
+"""How many records may wait for the disk."""
 
 
 class Client(Protocol):
@@ -95,6 +102,11 @@ class Worker:
         self.series = series
         self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
+        self.hops = shared.hops(snapshot.config) if snapshot.config.relay.enforced_by == "policyd" else None
+        self._spool = shared.spool(snapshot.config, series)
+        self._writer = ThreadPoolExecutor(1, "spool")  # a disk that hangs must not hold up the maps
+        self._may_write = threading.BoundedSemaphore(_WRITING)
+        self._bounced: dict[str, float] = {}
         self.spf = shared.spf(snapshot.config, series)
         self.connections: set[Client] = set()
         self.half_sent: dict[Client, float] = {}
@@ -121,6 +133,35 @@ class Worker:
             log.error(text)
         else:
             log.fault(text, error)
+
+    def record(self, records: Sequence[Record]) -> Optional[Future[bool]]:
+        """Have *records* of messages under way written into the ledger; the result is False where they are lost."""
+        if self._spool is None or not records:
+            return None
+        return self._writer.submit(self._spool.add, records)
+
+    def record_refusal(self, record: Record) -> None:
+        """Have a refusal written into the ledger. Nobody waits for it."""
+        if self._spool is not None:
+            self._write_later(self._spool.add_refusal, record)
+
+    def _record_bounce(self, address: str) -> None:
+        """Have it written that mail came back to an SRS address; Postfix asks the maps several times for each."""
+        if self._spool is None:
+            return
+        now = time.monotonic()
+        if now < self._bounced.get(address, 0.0):
+            return
+        if len(self._bounced) >= _BOUNCED:
+            self._bounced.clear()
+        self._bounced[address] = now + _SAME_BOUNCE_S
+        self._write_later(self._spool.add, [Bounced(address.lower(), time.time())])
+
+    def _write_later(self, write: Callable[[T], bool], what: T) -> None:
+        if not self._may_write.acquire(blocking=False):
+            self.series.add(LEDGER_RECORDS, ("lost",))
+            return
+        self._writer.submit(write, what).add_done_callback(lambda _: self._may_write.release())
 
     def store_failed(self, error: StoreError) -> None:
         """Count a failure of the store, and log it, at most one a second."""
@@ -183,6 +224,8 @@ class Worker:
         self.series.add(MAP_LOOKUPS, (request.map_name if known else "other", entry.found.value.lower()))
         if entry.bounce is not None:
             self.series.add(SRS_REVERSALS, (entry.bounce.value,))
+            if entry.bounce is Bounce.ORIGINAL:
+                self._record_bounce(request.key)
         return entry
 
     def _forward(self, fetched: Fetched) -> Entry:
@@ -216,9 +259,10 @@ class Worker:
             connection.close_if_idle()
 
     def cut_off(self) -> None:
-        """Close all that is left, complete or not."""
+        """Close all that is left, complete or not; what is to be recorded is written."""
         for connection in list(self.connections):
             connection.abort()
+        self._writer.shutdown()
 
 
 def _known(spf: Spf, domain: str) -> Optional[bool]:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import Optional, Union
@@ -21,6 +22,7 @@ from gatepost.relay import (
     normalize_domain,
 )
 from gatepost.service import fields, srs_config
+from gatepost.service.addresses import plain
 from gatepost.service.fields import Listen
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
 from gatepost.service.srs_config import SrsConfig
@@ -45,10 +47,14 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class RelayConfig:
-    """[relay]: *exempt* names the clients that the rule leaves alone; *enforced_by* the daemon that applies it."""
+    """[relay]: *exempt* names the clients that the rule leaves alone; *enforced_by* the daemon that applies it.
+
+    enforce_from: until then mode is MONITOR, from then on ENFORCE.
+    """
 
     requirements: RuleSet = RuleSet.CURRENT
     mode: Mode = Mode.MONITOR
+    enforce_from: Optional[datetime] = None
     enforced_by: str = "milter"
     local_domains: tuple[str, ...] = ()
     subdomains_relay: bool = True
@@ -80,13 +86,30 @@ class EgressConfig:
 
 
 @dataclass(frozen=True)
+class LedgerConfig:
+    """[ledger]: what is kept, for how many *days* (0: nothing is recorded) and in how many *rows* at most.
+
+    required: mail whose record can't be written is put off. spool_bytes: how much may wait while the store is away.
+    """
+
+    days: int = 90
+    rows: int = 5_000_000
+    subjects: bool = False
+    required: bool = False
+    spool_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
 class OrganizationConfig:
     """What gatepost adds to an organisation: its own *mode*, and the domains that it mints SRS addresses in.
 
-    srs_domain: for all of it. srs_domains: for the mail of single accepted domains.
+    enforce_from: see RelayConfig. notify_addresses: who hears of that beforehand (gatepost report notify). srs_domain:
+    for all of it. srs_domains: for the mail of single accepted domains.
     """
 
     mode: Mode
+    enforce_from: Optional[datetime] = None
+    notify_addresses: tuple[str, ...] = ()
     srs_domain: Optional[str] = None
     srs_domains: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,9 +128,15 @@ class Config:
     policyd: PolicydConfig
     egress: Optional[EgressConfig]
     metrics: Optional[Listen]
+    ledger: LedgerConfig = LedgerConfig()
     store_url: str = ""
     nameservers: tuple[Listen, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def ledger_folder(self) -> Path:
+        """The folder in which records wait for the store."""
+        return self.state_directory / "ledger"
 
 
 def load(path: Path) -> Config:
@@ -137,7 +166,7 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
     if not state.is_absolute():
         top.problem("state_directory", f'"{state}" is not an absolute path')
     relay = _relay(top.table("relay"))
-    organizations, settings = _organizations(top, relay.mode)
+    organizations, settings = _organizations(top, relay)
     config = Config(
         path=path,
         state_directory=state,
@@ -149,6 +178,7 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
         policyd=_policyd(top.table("policyd")),
         egress=_egress(top.optional_table("egress")),
         metrics=_metrics(top.table("metrics")),
+        ledger=_ledger(top.table("ledger")),
         store_url=srs_config.store_url(top.table("store"), state),
         nameservers=srs_config.nameservers(top.table("dns")),
     )
@@ -161,11 +191,13 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
 
 def _relay(table: Table) -> RelayConfig:
     default = RelayConfig()
+    mode, enforce_from = _mode(table, (default.mode, None))
     config = RelayConfig(
         requirements=RuleSet(
             table.string("requirements", default.requirements.value, allowed=[rules.value for rules in RuleSet])
         ),
-        mode=_mode(table, default.mode),
+        mode=mode,
+        enforce_from=enforce_from,
         enforced_by=table.string("enforced_by", default.enforced_by, allowed=["milter", "policyd"]),
         local_domains=fields.domains(table, "local_domains"),
         subdomains_relay=table.boolean("subdomains_relay", default=default.subdomains_relay),
@@ -175,11 +207,18 @@ def _relay(table: Table) -> RelayConfig:
     return config
 
 
-def _mode(table: Table, default: Mode) -> Mode:
-    return Mode(table.string("mode", default.value, allowed=[mode.value for mode in Mode]))
+def _mode(table: Table, default: tuple[Mode, Optional[datetime]]) -> tuple[Mode, Optional[datetime]]:
+    """Return mode and enforce_from. Where the table has either, nothing of *default* holds."""
+    if table.is_absent("mode") and table.is_absent("enforce_from"):
+        return default
+    mode = Mode(table.string("mode", Mode.MONITOR.value, allowed=[mode.value for mode in Mode]))
+    enforce_from = table.instant("enforce_from")
+    if enforce_from and mode is Mode.ENFORCE:
+        table.problem("enforce_from", 'mode = "enforce" is in force at once; write mode = "monitor", or leave it out')
+    return mode, enforce_from
 
 
-def _organizations(top: Table, mode: Mode) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
+def _organizations(top: Table, relay: RelayConfig) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
     organizations: dict[str, Organization] = {}
     settings: dict[str, OrganizationConfig] = {}
     owner: dict[str, str] = {}
@@ -191,14 +230,28 @@ def _organizations(top: Table, mode: Mode) -> tuple[dict[str, Organization], dic
         domains = _accepted_domains(table, name, owner, srs_domains)
         organization = Organization(name=name, accepted_domains=domains, connectors=_connectors(table, domains))
         srs_domain = table.optional_string("srs_domain")
+        mode, enforce_from = _mode(table, (relay.mode, relay.enforce_from))
         settings[name] = OrganizationConfig(
-            mode=_mode(table, mode),
+            mode=mode,
+            enforce_from=enforce_from,
+            notify_addresses=_notify_addresses(table, organization),
             srs_domain=fields.domain(table, "srs_domain", srs_domain) if srs_domain else None,
             srs_domains=srs_domains,
         )
         organizations[name] = organization
         table.close()
     return organizations, settings
+
+
+def _notify_addresses(table: Table, organization: Organization) -> tuple[str, ...]:
+    """Return who hears of what concerns the organisation; RFC 5321, 4.5.1, gives every domain a postmaster."""
+    given = table.strings("notify_addresses")
+    for index, text in enumerate(given):
+        if not plain(text):
+            table.problem(f"notify_addresses[{index}]", f'"{text}" is no address (e.g. "postmaster@contoso.com")')
+    if given or not organization.accepted_domains:
+        return given
+    return (f"postmaster@{organization.default_domain}",)
 
 
 def _accepted_domains(
@@ -339,6 +392,21 @@ def _metrics(table: Table) -> Optional[Listen]:
     return listen
 
 
+def _ledger(table: Table) -> LedgerConfig:
+    default = LedgerConfig()
+    mebibyte = 1 << 20
+    config = LedgerConfig(
+        days=table.integer("days", default.days, lowest=0, highest=3650),
+        rows=table.integer("rows", default.rows, lowest=1000, highest=1_000_000_000),
+        subjects=table.boolean("subjects", default=default.subjects),
+        required=table.boolean("required", default=default.required),
+        spool_bytes=mebibyte
+        * table.integer("spool_megabytes", default.spool_bytes // mebibyte, lowest=8, highest=1_000_000),
+    )
+    table.close()
+    return config
+
+
 def _check_together(config: Config, notes: Notes) -> None:
     """Note what is right by itself and wrong beside the rest."""
     if config.relay.enforced_by == "policyd" and config.relay.requirements is RuleSet.LEGACY:
@@ -347,13 +415,13 @@ def _check_together(config: Config, notes: Notes) -> None:
             '"legacy" needs the header From, which the policy protocol does not carry; '
             'use enforced_by = "milter" or requirements = "2023-11-01"',
         )
-    modes = {item.mode for item in config.settings.values()}
+    modes = {(item.mode, item.enforce_from) for item in config.settings.values()}
     if config.egress and len(modes) > 1:
         notes.warn(
             "egress",
             "the hop can't tell organizations apart: what leaves through one in mode monitor is rewritten, too",
         )
-    if config.policyd.tcp_table_forward and modes == {Mode.MONITOR}:
+    if config.policyd.tcp_table_forward and modes == {(Mode.MONITOR, None)}:
         notes.warn("policyd.tcp_table_forward", "the mode is monitor, in which the map forward rewrites nothing")
     _check_listens(config, notes)
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}

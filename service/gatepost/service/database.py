@@ -13,20 +13,21 @@ import importlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import Optional, TypeVar, Union
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from gatepost.service.store import Row, StoreError
+from gatepost.service import schema
+from gatepost.service.store import StoreError
 
-SCHEMA_VERSION = 1
 BUSY_S = 1.0
 """How long to try while others keep the database locked. Below the store's timeout: who asks shall hear why."""
+STATEMENT_S = 1.5
 _CONNECTION = {
     # libpq takes less for 2. A host that falls silent is given up after four seconds.
     "connect_timeout": 2,
@@ -39,7 +40,6 @@ _CONNECTION = {
 }
 _PRAGMAS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL")
 _SESSION = (
-    "SET statement_timeout = 1500",
     # A host that goes away inside a transaction shall not keep its rows locked.
     "SET idle_in_transaction_session_timeout = 10000",
     # A row must be on disk before a put is done.
@@ -49,29 +49,22 @@ _SCHEMA_LOCK = 0x67617465706F7374  # "gatepost"
 _LOCKED = ("database is locked", "database schema is locked", "locking protocol")
 _FULL = "database or disk is full"
 
-metadata = sa.MetaData()
-tokens = sa.Table(
-    "srs_token",
-    metadata,
-    sa.Column("token", sa.Text, primary_key=True),
-    sa.Column("original", sa.Text, nullable=False),
-    sa.Column("expires_day", sa.Integer, nullable=False, index=True),
-    sqlite_with_rowid=False,
-)
-schema = sa.Table("gatepost_schema", metadata, sa.Column("version", sa.Integer, nullable=False))
-
 T = TypeVar("T")
 
 
 class Database:
-    """The database at *url*; every method raises StoreError, and connects where there is no connection."""
+    """The database at *url*; every method raises StoreError, and connects where there is no connection.
 
-    def __init__(self, url: str) -> None:
+    statement_s: how long one statement may take, where the database can tell (PostgreSQL); 0: as long as it likes.
+    """
+
+    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
         try:
             self._engine = _engine(url)
         except (SQLAlchemyError, ValueError):
             # The error may show the password.
             raise StoreError("the store's URL is not one of a database") from None
+        self._statement_s = statement_s
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._name = str(self._engine.url.database) if self._is_sqlite else self._engine.url.render_as_string()
         self._connection: Optional[sa.engine.Connection] = None
@@ -82,44 +75,31 @@ class Database:
         """Connect, unless there is a connection already, and make the tables that are missing."""
         self._attempt(lambda _: None)
 
-    def find(self, wanted: Sequence[str]) -> dict[str, str]:
-        """Return the original address of each token of *wanted* that is known."""
+    def read(self, work: Callable[[sa.engine.Connection], T]) -> T:
+        """Do *work* inside a transaction that changes nothing. It may be done anew; see `write`."""
 
-        def read(connection: sa.engine.Connection) -> dict[str, str]:
+        def reading(connection: sa.engine.Connection) -> T:
             with connection.begin():
-                return {token: row.original for token, row in _rows(connection, wanted).items()}
+                return work(connection)
 
-        return self._attempt(read)
+        return self._attempt(reading)
 
-    def keep(self, rows: Sequence[Row]) -> dict[str, str]:
-        """Make *rows* durable and return the original address of each of their tokens then, whoever put it there."""
-        latest: dict[str, Row] = {}
-        for row in sorted(rows, key=lambda row: (row.token, row.expires_day)):
-            latest[row.token] = row
-        return self._attempt(lambda connection: self._keep(connection, latest))
+    def write(self, work: Callable[[sa.engine.Connection], T]) -> T:
+        """Do *work* inside a transaction, durable afterwards.
 
-    def _keep(self, connection: sa.engine.Connection, latest: dict[str, Row]) -> dict[str, str]:
-        with connection.begin():
-            there = _rows(connection, list(latest))
-        # What others can see is durable; a message to many recipients asks for the same token again and again.
-        lacking = [row for token, row in latest.items() if token not in there or there[token].expires_day < row[2]]
-        if lacking:
+        It is done again from its beginning, transaction and all, where others keep the database locked. Where the
+        connection broke, once more; what was done before may then have been committed.
+        """
+
+        def writing(connection: sa.engine.Connection) -> T:
             with self._writing(connection):
-                connection.execute(self._insert, [row._asdict() for row in lacking])
-                there.update(_rows(connection, [row.token for row in lacking]))
-        return {token: row.original for token, row in there.items()}
+                return work(connection)
 
-    def expire(self, today: int, limit: int) -> int:
-        """Delete up to *limit* rows that were of use before *today* only; return how many."""
-        old = tokens.c.expires_day < today
-        # Another host may be at the same rows.
-        chunk = sa.select(tokens.c.token).where(old).limit(limit).with_for_update(skip_locked=True)
+        return self._attempt(writing)
 
-        def delete(connection: sa.engine.Connection) -> int:
-            with self._writing(connection):
-                return int(connection.execute(tokens.delete().where(old, tokens.c.token.in_(chunk))).rowcount)
-
-        return self._attempt(delete)
+    def insert(self, table: sa.Table) -> Union[sqlite.Insert, postgresql.Insert]:
+        """Return an INSERT into *table* that can say what to do on conflict."""
+        return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
     def close(self) -> None:
         """Close the connection; the next call makes another one."""
@@ -164,30 +144,39 @@ class Database:
 
     def _prepare(self, connection: sa.engine.Connection) -> None:
         with connection.begin():
-            for statement in _PRAGMAS if self._is_sqlite else _SESSION:
+            timeout = f"SET statement_timeout = {int(self._statement_s * 1000)}"
+            for statement in _PRAGMAS if self._is_sqlite else (*_SESSION, timeout):
                 connection.exec_driver_sql(statement)
             if not self._is_sqlite:
                 encoding = connection.exec_driver_sql("SHOW server_encoding").scalar()
                 if encoding != "UTF8":
                     raise StoreError(f"store {self._name}: its encoding is {encoding}; it must be UTF8")
-            is_made = sa.inspect(connection).has_table(schema.name)
-        if not is_made:
+        version = self._version(connection)
+        if version < schema.VERSION:
             self._make_tables(connection)
-        with connection.begin():
-            version = connection.execute(sa.select(schema.c.version)).scalar()
-        if version != SCHEMA_VERSION:
+        elif version > schema.VERSION:
             raise StoreError(
-                f"store {self._name}: its tables are of version {version}, which another release of gatepost made; "
-                f"this one knows version {SCHEMA_VERSION}"
+                f"store {self._name}: its tables are of version {version}, which a newer release of gatepost made; "
+                f"this one knows version {schema.VERSION}"
             )
 
+    def _version(self, connection: sa.engine.Connection) -> int:
+        """Return the version of the tables that are there, 0 for none."""
+        with connection.begin():
+            if not sa.inspect(connection).has_table(schema.version.name):
+                return 0
+            return int(connection.execute(sa.select(schema.version.c.version)).scalar() or 0)
+
     def _make_tables(self, connection: sa.engine.Connection) -> None:
+        """Make what is missing. Another process may have been faster."""
         with self._writing(connection):
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-            metadata.create_all(connection)
-            if connection.execute(sa.select(schema.c.version)).first() is None:
-                connection.execute(schema.insert().values(version=SCHEMA_VERSION))
+            schema.metadata.create_all(connection)
+            # Each version so far has only added tables.
+            connection.execute(schema.version.delete().where(schema.version.c.version < schema.VERSION))
+            if connection.execute(sa.select(schema.version.c.version)).first() is None:
+                connection.execute(schema.version.insert().values(version=schema.VERSION))
 
     @contextlib.contextmanager
     def _writing(self, connection: sa.engine.Connection) -> Iterator[None]:
@@ -199,20 +188,6 @@ class Database:
             # A transaction that reads first and is overtaken by another writer could never write.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield
-
-    @property
-    def _insert(self) -> sa.sql.Executable:
-        insert = sqlite.insert(tokens) if self._is_sqlite else postgresql.insert(tokens)
-        later = insert.excluded.expires_day
-        return insert.on_conflict_do_update(
-            index_elements=[tokens.c.token], set_={"expires_day": later}, where=tokens.c.expires_day < later
-        )
-
-
-def _rows(connection: sa.engine.Connection, wanted: Sequence[str]) -> dict[str, Row]:
-    """Read the rows of *wanted*, inside a transaction."""
-    found = connection.execute(sa.select(tokens).where(tokens.c.token.in_(wanted))).all()
-    return {row.token: Row(row.token, row.original, row.expires_day) for row in found}
 
 
 def _engine(text: str) -> sa.engine.Engine:

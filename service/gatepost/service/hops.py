@@ -13,6 +13,7 @@ from gatepost.service.slots import Slots, octets_for
 
 SLOTS = 1 << 18
 MAX_AGE_S = 7 * 86400
+NOTE_AGE_S = 60
 _ORGANIZATION_OCTETS = 8
 _REFERENCE_OCTETS = 16
 
@@ -35,14 +36,22 @@ class Hops:
         payload = hop.organization.ljust(_ORGANIZATION_OCTETS, b"\0") + hop.reference.encode("ascii")
         self._slots.put(queue_id, payload, now)
 
-    def get(self, queue_id: str, now: int) -> Optional[Hop]:
+    def get(self, queue_id: str, now: int, max_age_s: int = MAX_AGE_S) -> Optional[Hop]:
         """Return what is remembered for *queue_id*; queue IDs come again, so not what is older than a week."""
         found = self._slots.get(queue_id)
-        if found is None or now - found[1] >= MAX_AGE_S:
+        if found is None or now - found[1] >= max_age_s:
             return None
         organization, reference = found[0][:_ORGANIZATION_OCTETS], found[0][_ORGANIZATION_OCTETS:]
         # A digest may end with a zero octet: only all zeros are none.
         return Hop(organization if any(organization) else b"", reference.rstrip(b"\0").decode("ascii"))
+
+
+def policyd_key(ip: str, port: str, reverse_path: str, rcpt: str) -> str:
+    """Return what policyd and milter both know of a recipient before there is a queue ID.
+
+    policyd is asked first, each time, so what it noted NOTE_AGE_S ago at most is of this very RCPT.
+    """
+    return f"{ip} {port} {reverse_path} {rcpt}"
 
 
 def organization_digest(name: str) -> bytes:

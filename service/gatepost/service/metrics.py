@@ -39,7 +39,7 @@ class Counter(Metric):
 
 @dataclass(frozen=True, eq=False)
 class Gauge(Metric):
-    """A value that comes and goes. Only supervisors set gauges, each for its own daemons."""
+    """A value that comes and goes. Only supervisors set gauges, each for its own daemons, and the ledger's loader."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +101,18 @@ MAP_LOOKUPS = Counter(
 ERRORS = Counter(
     "gatepost_errors_total", "Faults inside gatepost or in its surroundings, by kind.", ("daemon", "kind")
 )
+LEDGER_RECORDS = Counter(
+    "gatepost_ledger_records_total",
+    "Records of the ledger. result: spooled, loaded (into the store), omitted (refusals beyond the rate), lost (the "
+    "spool could not be written), damaged (unreadable in the spool), trimmed (older than the ledger keeps).",
+    ("result",),
+)
+LEDGER_LOADED = Gauge(
+    "gatepost_ledger_loaded_timestamp_seconds",
+    "Unix time up to which everything recorded on this host is in the store.",
+    ("daemon",),
+)
+LEDGER_BACKLOG = Gauge("gatepost_ledger_backlog_bytes", "What waits in the spool to get into the store.", ("daemon",))
 RELOADS = Counter(
     "gatepost_reloads_total", "Configuration reloads. result: loaded, kept.", ("daemon", "result")
 )
@@ -133,6 +145,9 @@ CATALOGUE: tuple[Metric, ...] = (
     POLICY_REQUESTS,
     MAP_LOOKUPS,
     ERRORS,
+    LEDGER_RECORDS,
+    LEDGER_LOADED,
+    LEDGER_BACKLOG,
     RELOADS,
     WORKER_RESTARTS,
     WORKERS,

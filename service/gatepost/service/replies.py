@@ -33,6 +33,7 @@ BOUNCES_ONLY = Reply(550, "5.7.1", "This address takes only bounces (null sender
 SRS_APART = Reply(452, "4.5.3", "An SRS address takes no other recipient beside it, send again for each")
 HISTORY_LOST = Reply(451, "4.3.0", "Temporary failure, please send again")
 STORE_AWAY = Reply(451, "4.3.0", "gatepost: its store cannot be asked now, please try again later")
+LEDGER_AWAY = Reply(451, "4.3.0", "gatepost: its ledger cannot be written now, please try again later")
 FAULT = Reply(451, "4.3.0", "gatepost: internal error, please try again later")
 ONE_BY_ONE = Reply(452, "4.5.3", "One recipient a message on this hop, please try again")
 TRY_APART = Reply(452, "4.5.3", "Inside and outside recipients need a message each, please try again")

@@ -191,10 +191,14 @@ def forwarder(snapshot: Snapshot, orcpt: str, rcpt: str) -> Optional[Address]:
 
     orcpt: the value of ORCPT (RFC 3461, 4.2), as in `rfc822;john.work+40contoso.com`.
     """
+    text = orcpt_address(orcpt)
+    return mailbox_of(snapshot, text, rcpt) if text else None
+
+
+def orcpt_address(orcpt: str) -> str:
+    """Return the address in the value of ORCPT, "" where it has none of a known type."""
     kind, _, text = orcpt.partition(";")
-    if kind.lower() not in ("rfc822", "utf-8"):
-        return None
-    return mailbox_of(snapshot, decode_xtext(text), rcpt)
+    return decode_xtext(text) if kind.lower() in ("rfc822", "utf-8") else ""
 
 
 def mailbox_of(snapshot: Snapshot, text: str, rcpt: str) -> Optional[Address]:

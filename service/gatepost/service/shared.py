@@ -12,6 +12,7 @@ from gatepost.service.guesses import Guesses
 from gatepost.service.hops import Hops
 from gatepost.service.metrics import SPF_DECISIONS
 from gatepost.service.series import Series
+from gatepost.service.spool import Spool
 from gatepost.service.store import Store
 
 if TYPE_CHECKING:
@@ -20,17 +21,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the milter's sessions have in common. spf: None unless only_spf is set."""
+    """What the milter's sessions have in common. spf: None unless only_spf is set; spool: None without a ledger."""
 
     hops: Hops
     guesses: Guesses
     store: Store
     spf: Optional[Spf] = None
+    spool: Optional[Spool] = None
 
 
 def open_shared(config: Config, series: Series, *, expire: bool) -> Shared:
     """Open all of it for one milter worker; *expire*: it is the one that clears the store of what has expired."""
-    return Shared(hops(config), guesses(config), Store(config.store_url, expire=expire), spf(config, series))
+    store = Store(config.store_url, expire=expire)
+    return Shared(hops(config), guesses(config), store, spf(config, series), spool(config, series))
+
+
+def spool(config: Config, series: Series) -> Optional[Spool]:
+    """Return the ledger's spool, None where nothing is recorded."""
+    return Spool(config.ledger_folder, config.ledger.spool_bytes, series) if config.ledger.days else None
 
 
 def hops(config: Config) -> Hops:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, Union
 
 from gatepost.relay import Accepted, Organization, Patterns, Rules
-from gatepost.service.config import Config, Mode, load
+from gatepost.service.config import Config, Mode, OrganizationConfig, RelayConfig, load
 from gatepost.service.hops import organization_digest
 from gatepost.service.secret import read_keys
 from gatepost.service.srs_config import COMPACT, Format
@@ -21,7 +23,9 @@ class Snapshot:
     """A configuration with its look-up tables and keys.
 
     include: None where no such list is given. reversed_forms: those that `SrsConfig.reverses`.
-    srs_domains: each declared srs_domain with its organisation's name. enforcing: at least one organisation enforces.
+    srs_domains: each declared srs_domain with its organisation's name. enforcing: the names of the organisations that
+    enforce; enforces_for_none: so is mail that is attributed to none. until: the next enforce_from in Unix seconds,
+    infinity for none.
     longest_mint_domain: the longest domain that relayed mail may be rewritten to, "" without an organisation.
     organization_by_digest: what `hops.organization_digest` stands for.
     """
@@ -36,7 +40,9 @@ class Snapshot:
     include: Optional[Patterns]
     reversed_forms: frozenset[str]
     srs_domains: dict[str, str]
-    enforcing: bool
+    enforcing: frozenset[str]
+    enforces_for_none: bool
+    until: float
     longest_mint_domain: str
     organization_by_digest: dict[bytes, Organization]
     bypass_path: str
@@ -48,9 +54,7 @@ class Snapshot:
 
     def enforces(self, organization: Optional[Organization]) -> bool:
         """Tell whether a refusal or a rewrite takes effect for *organization* (None: nobody's mail)."""
-        if organization is None:
-            return self.config.relay.mode is Mode.ENFORCE and bool(self.config.organizations)
-        return self.config.settings[organization.name].mode is Mode.ENFORCE
+        return organization.name in self.enforcing if organization else self.enforces_for_none
 
     def bypassed(self) -> bool:
         """Tell whether `gatepost bypass on` is in force. One stat(2)."""
@@ -62,8 +66,8 @@ def bypass_file(config: Config) -> Path:
     return config.state_directory / "bypass"
 
 
-def build(config: Config, keys: Keys) -> Snapshot:
-    """Return the snapshot of *config* with *keys*."""
+def build(config: Config, keys: Keys, now: float) -> Snapshot:
+    """Return the snapshot of *config* with *keys*, as it is *now*, in Unix seconds, and until the next enforce_from."""
     settings = config.settings
     srs = config.srs
     srs_domains = {
@@ -89,13 +93,25 @@ def build(config: Config, keys: Keys) -> Snapshot:
         include=Patterns(srs.include) if srs.include or srs.include_file else None,
         reversed_forms=frozenset(filter(srs.reverses, (*(item.value for item in Format), COMPACT))),
         srs_domains=srs_domains,
-        enforcing=any(item.mode is Mode.ENFORCE for item in settings.values()),
+        enforcing=frozenset(name for name, item in settings.items() if enforces(item, now)),
+        enforces_for_none=enforces(config.relay, now) and bool(settings),
+        until=min((at for at in _switches(config) if at > now), default=math.inf),
         longest_mint_domain=max(
             (mint_domain(config, item) for item in config.organizations.values()), key=len, default=""
         ),
         organization_by_digest={organization_digest(name): item for name, item in config.organizations.items()},
         bypass_path=str(bypass_file(config)),
     )
+
+
+def enforces(item: Union[RelayConfig, OrganizationConfig], now: float) -> bool:
+    """Tell whether a mode is ENFORCE *now*, in Unix seconds."""
+    return item.mode is Mode.ENFORCE or (item.enforce_from is not None and item.enforce_from.timestamp() <= now)
+
+
+def _switches(config: Config) -> list[float]:
+    modes: list[Union[RelayConfig, OrganizationConfig]] = [config.relay, *config.settings.values()]
+    return [item.enforce_from.timestamp() for item in modes if item.enforce_from]
 
 
 def mint_domain(config: Config, organization: Organization) -> str:
@@ -117,4 +133,4 @@ def mailbox_domain(config: Config, accepted: Accepted, domain: str) -> str:
 def load_snapshot(path: Path) -> Snapshot:
     """Return the snapshot of the configuration in *path*. Raises ConfigError, also for a missing secret."""
     config = load(path)
-    return build(config, read_keys(config.srs.secret_file))
+    return build(config, read_keys(config.srs.secret_file), time.time())

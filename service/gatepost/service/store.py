@@ -247,12 +247,16 @@ class Store:
         return self._database
 
     def _answer_gets(self, gets: Sequence[_Get]) -> None:
-        originals = self._open().find([get.token for get in gets])
+        from gatepost.service import tokens
+
+        originals = tokens.find(self._open(), [get.token for get in gets])
         for get in gets:
             get.future.set_result(originals.get(get.token))
 
     def _answer_puts(self, puts: Sequence[_Put]) -> None:
-        originals = self._open().keep([put.row for put in puts])
+        from gatepost.service import tokens
+
+        originals = tokens.keep(self._open(), [put.row for put in puts])
         for put in puts:
             if originals.get(put.row.token) == put.row.original:
                 put.future.set_result(None)
@@ -262,7 +266,9 @@ class Store:
     def _expire(self) -> float:
         """Delete a chunk of what has expired and return after how many seconds to go on."""
         try:
-            deleted = self._open().expire(self._today(), EXPIRY_CHUNK)
+            from gatepost.service import tokens
+
+            deleted = tokens.expire(self._open(), self._today(), EXPIRY_CHUNK)
         except Exception:  # noqa: BLE001  nobody waits for it; a store that is down is reported by those who do
             deleted = 0
         return 0.0 if deleted == EXPIRY_CHUNK else EXPIRY_EVERY_S

@@ -11,12 +11,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import math
 import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
@@ -247,19 +248,26 @@ class Supervisor:
             self._start(daemon)
 
     def _look(self, ready: Callable[[str], None]) -> None:
-        """Load the configuration anew where a file that it names has changed, once for each change."""
+        """Load the configuration anew where a file that it names has changed, or an enforce_from has come, once."""
         now = time.monotonic()
         if now < self._look_at or self._before or self._stopping:
             return
         self._look_at = now + LOOK_S
+        if time.time() >= self._snapshot.until:
+            self._snapshot = replace(self._snapshot, until=math.inf)  # where the reload fails it is not tried for ever
+            self._load_anew("enforce_from has come", ready)
+            return
         stamps = _stamps(self._snapshot.config)
         changed = [str(path) for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
         settled, self._stamps_seen = stamps == self._stamps_seen, stamps  # else it may still be being written
         if changed and settled:
             self._stamps = stamps
-            log.info(f"changed: {', '.join(changed)}; loading the configuration anew")
-            ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self._reload(ready)
+            self._load_anew(f"changed: {', '.join(changed)}", ready)
+
+    def _load_anew(self, why: str, ready: Callable[[str], None]) -> None:
+        log.info(f"{why}; loading the configuration anew")
+        ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._reload(ready)
 
     def _settle(self, before: Snapshot, ready: Callable[[str], None]) -> None:
         """End a reload once its workers are all ready, or take it back where they are not in time.
@@ -378,7 +386,7 @@ def first_snapshot(path: Path) -> Snapshot:
         log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
     for warning in config.warnings:
         log.warning(warning)
-    return build(config, read_keys(config.srs.secret_file))
+    return build(config, read_keys(config.srs.secret_file), time.time())
 
 
 def _stamps(config: Config) -> Stamps:

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, datetime, timezone
 from typing import Optional
 
 
@@ -56,6 +57,9 @@ class Table:
     def _take(self, name: str) -> object:
         self._known.add(name)
         return self._raw.get(name)
+
+    def is_absent(self, name: str) -> bool:
+        return name not in self._raw
 
     def is_empty(self, name: str) -> bool:
         """Tell whether *name* is absent or an empty list."""
@@ -105,6 +109,18 @@ class Table:
             return default if value is None else value
         self.problem(name, f"{_shown(value)} is neither true nor false")
         return default
+
+    def instant(self, name: str) -> Optional[datetime]:
+        """Return a moment, None where the key is absent. A date is its 00:00 UTC."""
+        value = self._take(name)
+        if isinstance(value, datetime) and value.tzinfo:
+            return value
+        if isinstance(value, date) and not isinstance(value, datetime):
+            return datetime(value.year, value.month, value.day, tzinfo=timezone.utc)
+        if value is not None:
+            shown = value.isoformat() if isinstance(value, datetime) else _shown(value)
+            self.problem(name, f"{shown} is no date and time with a zone (e.g. 2026-12-01T09:00:00Z, 2026-12-01)")
+        return None
 
     def strings(self, name: str, default: Sequence[str] = (), *, allowed: Sequence[str] = ()) -> tuple[str, ...]:
         """Return a list of strings; a bare string counts as a list of one."""

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a message leaves in the ledger, as the milter sees it at either hop. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+from gatepost.milter.transaction import Recipient, Transaction, header_addresses
+from gatepost.relay import Mail, Organization, Verdict
+from gatepost.service.ledger import (
+    PASS,
+    REJECT,
+    RETURN,
+    REWRITE,
+    Bounced,
+    Entry,
+    Record,
+    addresses,
+    both_verdicts,
+    clipped,
+    sender,
+    with_verdict,
+)
+from gatepost.service.rewriting import orcpt_address
+from gatepost.service.snapshot import Snapshot
+
+
+class Circumstances(NamedTuple):
+    """What is the same for all recipients. time: Unix seconds. ip, helo: the client's, "" where not known."""
+
+    snapshot: Snapshot
+    transaction: Transaction
+    time: float
+    queue_id: str
+    ip: str
+    helo: str
+
+
+def ingress(seen: Circumstances, reference: str, rewritten: str) -> list[Record]:
+    """Return the records of a message at its end; *rewritten*: its new P1, "" where it stays."""
+    transaction = seen.transaction
+    base = _base(seen, reference)
+    mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
+    action = REWRITE if rewritten else PASS
+    records: list[Record] = []
+    for item in transaction.recipients:
+        entry = base._replace(recipient=item.rcpt.lower(), rewritten=rewritten.lower(), action=action)
+        records.append(_judged(entry, seen, mail, item))
+    for path, original in transaction.returning:
+        address = path.strip("<>").lower()
+        back = base._replace(recipient=address, forwarded_to=original.lower(), action=RETURN)
+        records += [back, Bounced(address, seen.time)]
+    return records
+
+
+def _judged(entry: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> Entry:
+    """Return *entry* with the verdicts. Where policyd has decided, its own entry has that of the rule set in force."""
+    verdict = item.judgement.verdict
+    current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
+    if item.by_policyd:
+        return entry._replace(verdict_legacy=legacy)
+    judged = with_verdict(entry, seen.snapshot, verdict)
+    return judged._replace(verdict_current=current, verdict_legacy=legacy)
+
+
+def refused(
+    seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "", *, headers_seen: bool
+) -> Entry:
+    """Return the record of a recipient that is refused. Without headers P2, which comes later, is unknown."""
+    entry = _base(seen, reference)._replace(recipient=rcpt.lower(), action=REJECT)
+    if verdict is not None:
+        entry = with_verdict(entry, seen.snapshot, verdict)
+        if headers_seen:
+            mail = Mail(seen.transaction.reverse_path, header_addresses(seen.transaction.headers_from))
+            current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
+            entry = entry._replace(verdict_current=current, verdict_legacy=legacy)
+    return entry._replace(reason=reason or entry.reason)
+
+
+def egress(seen: Circumstances, reference: str, rewritten: str, organization: Optional[Organization]) -> list[Record]:
+    """Return the record of a copy that passes the egress hop. It is ingress's recipient that it joins.
+
+    The client is this host itself here, which ingress knows better.
+    """
+    transaction = seen.transaction
+    rcpt = transaction.egress_rcpt.lower()
+    origin = ""
+    if transaction.hop:
+        origin = (orcpt_address(transaction.orcpt) or transaction.sieve.strip("<>")).lower()
+    entry = _base(seen, reference)._replace(
+        recipient=origin or rcpt,
+        queue_id="",
+        egress_queue_id=seen.queue_id,
+        client="",
+        helo="",
+        certificate_names="",
+        rewritten=rewritten.lower(),
+        forwarded_to=rcpt if origin not in ("", rcpt) else "",
+        organization=organization.name if organization else "",
+        requirements="",
+        action=REWRITE,
+    )
+    return [entry]
+
+
+def _base(seen: Circumstances, reference: str) -> Entry:
+    transaction = seen.transaction
+    domain, accepted = sender(seen.snapshot, transaction.reverse_path)
+    return Entry(
+        reference=reference,
+        recipient="",
+        time=seen.time,
+        queue_id=seen.queue_id,
+        client=seen.ip,
+        helo=seen.helo,
+        certificate_names=", ".join(transaction.client.certificate_names),
+        reverse_path=transaction.reverse_path.lower(),
+        sender_domain=domain,
+        sender_accepted=accepted,
+        header_from=addresses(header_addresses(transaction.headers_from)),
+        requirements=seen.snapshot.config.relay.requirements.value,
+        size_bytes=transaction.size_bytes,
+        message_id=clipped(transaction.message_id),
+        subject=clipped(transaction.subject),
+    )
+
+
+def declared_size(parameters: Sequence[str]) -> Optional[int]:
+    """Return SIZE= of the parameters of MAIL (RFC 1870), None where the client does not tell."""
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.upper() == "SIZE" and value.isascii() and value.isdigit() and 0 < len(value) < 16:
+            return int(value) or None
+    return None

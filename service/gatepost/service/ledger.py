@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the ledger keeps: one entry for each message and recipient, and that bounces came back.
+
+Pure. Workers write each as a line into a spool file, the loader reads them from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple, Optional, Union
+
+from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
+from gatepost.service.addresses import domain_of
+from gatepost.service.snapshot import Snapshot
+
+PASS, REWRITE, RETURN, REJECT = "pass", "rewrite", "return", "reject"
+TEXT_LIMIT = 1000
+"""Characters of one text that are kept: a header may be longer than all the rest of the store."""
+
+
+class Entry(NamedTuple):
+    """One message and one recipient. Addresses are in lower case; "" where a text is not known, None a number.
+
+    reference: the message's, the same at both hops. recipient: as the client gave it. time: Unix seconds.
+    egress_queue_id: of the copy that passed the egress hop, forwarded_to the address that this went to. client: IP
+    address. certificate_names, header_from: joined by ", ". sender_accepted: 1 where the domain of P1 counts as
+    accepted. rewritten: P1 afterwards. requirements: the rule set in force; the verdicts are under each. reason: of
+    the verdict in force, or why else the recipient was refused. action: pass, rewrite, return (an SRS recipient
+    became the original sender again) or reject. size_bytes: as the client declared it.
+    """
+
+    reference: str
+    recipient: str
+    time: float
+    queue_id: str = ""
+    egress_queue_id: str = ""
+    client: str = ""
+    helo: str = ""
+    certificate_names: str = ""
+    reverse_path: str = ""
+    sender_domain: str = ""
+    sender_accepted: int = 0
+    rewritten: str = ""
+    forwarded_to: str = ""
+    header_from: str = ""
+    organization: str = ""
+    connector: str = ""
+    requirements: str = ""
+    verdict_current: str = ""
+    verdict_legacy: str = ""
+    reason: str = ""
+    action: str = ""
+    size_bytes: Optional[int] = None
+    message_id: str = ""
+    subject: str = ""
+
+
+class Bounced(NamedTuple):
+    """Mail came back to the rewritten sender *address*; *time* in Unix seconds."""
+
+    address: str
+    time: float
+
+
+Record = Union[Entry, Bounced]
+_FORMAT = 1
+_ACTIONS = ("", PASS, RETURN, REJECT, REWRITE)
+
+
+def line(record: Record) -> bytes:
+    """Return the line for the spool."""
+    return json.dumps((_FORMAT, type(record).__name__, *record)).encode("ascii") + b"\n"
+
+
+def record(octets: bytes) -> Record:
+    """Return what `line` wrote. Raises ValueError or TypeError, also for the line of another release."""
+    fields = json.loads(octets)
+    if not isinstance(fields, list) or fields[:1] != [_FORMAT] or fields[1] not in _KINDS:
+        raise ValueError("a line of another format")
+    kind = _KINDS[fields[1]]
+    made = kind._make(clipped(value) if isinstance(value, str) else value for value in fields[2:])
+    for name, value in zip(kind._fields, made):
+        if not isinstance(value, _NUMBERS.get(name, str)):
+            raise ValueError(f"{name}: {value!r}")
+    return made
+
+
+_KINDS: dict[str, type[Record]] = {"Entry": Entry, "Bounced": Bounced}
+_NUMBERS: dict[str, tuple[type, ...]] = {
+    "time": (float, int),
+    "sender_accepted": (int,),
+    "size_bytes": (int, type(None)),
+}
+
+
+def merged(one: Entry, other: Entry) -> Entry:
+    """Return what two entries of one message and recipient come to, whichever was made first.
+
+    The two hops know different things of it, and so do milter and policyd.
+    """
+    filled = Entry._make(mine or theirs for mine, theirs in zip(one, other))
+    places = dict.fromkeys(filter(None, (*one.forwarded_to.split(", "), *other.forwarded_to.split(", "))))
+    return filled._replace(
+        time=min(one.time, other.time),
+        forwarded_to=clipped(", ".join(places)),
+        action=max(one.action, other.action, key=_ACTIONS.index),
+    )
+
+
+def clipped(text: str) -> str:
+    """Return at most TEXT_LIMIT characters of *text*, in such as every database takes."""
+    return text[:TEXT_LIMIT].encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
+
+
+def addresses(values: Iterable[str]) -> str:
+    """Return addresses as an entry has them."""
+    return clipped(", ".join(values).lower())
+
+
+def both_verdicts(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, verdict: Verdict) -> tuple[str, str]:
+    """Return what the rule sets 2023-11-01 and legacy say, where *verdict* is of the one in force (R1).
+
+    They part only where one relays by P2 what the other refuses. *mail* has the header From.
+    """
+    in_force = snapshot.config.relay.requirements
+    other = RuleSet.CURRENT if in_force is RuleSet.LEGACY else RuleSet.LEGACY
+    if verdict.result not in (Result.REFUSE, Result.RELAY):
+        return verdict.result.value, verdict.result.value
+    result = attribute(client, mail, domain_of(rcpt), snapshot.rules, other).result
+    values = {in_force: verdict.result.value, other: result.value}
+    return values[RuleSet.CURRENT], values[RuleSet.LEGACY]
+
+
+def with_verdict(entry: Entry, snapshot: Snapshot, verdict: Verdict) -> Entry:
+    """Return *entry* with *verdict*, of the rule set in force. What the other one says stays as it is."""
+    entry = entry._replace(
+        organization=verdict.organization.name if verdict.organization else "",
+        connector=verdict.connector.name if verdict.connector else "",
+        reason=verdict.reason.value,
+    )
+    if snapshot.config.relay.requirements is RuleSet.LEGACY:
+        return entry._replace(verdict_legacy=verdict.result.value)
+    return entry._replace(verdict_current=verdict.result.value)
+
+
+def sender(snapshot: Snapshot, reverse_path: str) -> tuple[str, int]:
+    """Return the domain of P1, "" for none, and whether it counts as accepted (R1, R4)."""
+    domain = domain_of(reverse_path)
+    accepted = snapshot.rules.accepted(domain) if domain else None
+    return domain or "", int(accepted is not None and snapshot.rules.counts(accepted))

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ledger in the database: taking records in, forgetting them. Each function raises StoreError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Optional
+
+import sqlalchemy as sa
+
+from gatepost.service.database import Database
+from gatepost.service.ledger import Bounced, Entry, Record, merged
+from gatepost.service.schema import REFUSED, bounces, hosts, jobs, ledger, report_rows, spools
+
+REFUSED_SHARE = 10
+"""Refusals may be one in so many of the rows that the ledger keeps."""
+TRIM_CHUNK = 1000
+SAME_BOUNCE_S = 60.0
+"""The map is asked several times for one bounce: look-ups of one address within this count as one."""
+SPOOL_DAYS = 30
+"""How long the position in a spool file that is gone is remembered."""
+_DAY_S = 86400.0
+_VARIABLES = 500
+
+
+class Batch(NamedTuple):
+    """What stands in the spool file *file* from octet *begin* to octet *end*."""
+
+    file: str
+    begin: int
+    end: int
+    records: Sequence[Record]
+
+
+def take_in(database: Database, batch: Batch, host: str, now: float) -> int:
+    """Put *batch* into the ledger, with how far its file is taken in; return that.
+
+    It is something else than batch.end where the batch begins elsewhere than the store had got to: an answer got lost
+    on its way. Nothing is taken in then.
+    """
+
+    def work(connection: sa.engine.Connection) -> int:
+        position = connection.execute(sa.select(spools.c.position).where(spools.c.file == batch.file)).scalar() or 0
+        if position != batch.begin:
+            return int(position)
+        _add_entries(connection, [item for item in batch.records if isinstance(item, Entry)], host)
+        for item in batch.records:
+            if isinstance(item, Bounced):
+                _add_bounce(database, connection, item)
+        values = {"position": batch.end, "changed": now}
+        insert = database.insert(spools).values(file=batch.file, **values)
+        connection.execute(insert.on_conflict_do_update(index_elements=[spools.c.file], set_=values))
+        return batch.end
+
+    return database.write(work)
+
+
+def _add_entries(connection: sa.engine.Connection, entries: Iterable[Entry], host: str) -> None:
+    fresh: dict[tuple[str, str], Entry] = {}
+    for entry in entries:
+        key = (entry.reference, entry.recipient)
+        fresh[key] = merged(fresh[key], entry) if key in fresh else entry
+    there = _known(connection, sorted({reference for reference, _ in fresh}))
+    new = [{"host": host, **entry._asdict()} for key, entry in fresh.items() if key not in there]
+    if new:
+        connection.execute(ledger.insert(), new)
+    changed = [
+        {"id_": there[key][0], **merged(there[key][1], entry)._asdict()} for key, entry in fresh.items() if key in there
+    ]
+    if changed:
+        parameters = {name: sa.bindparam(name) for name in Entry._fields}
+        connection.execute(ledger.update().where(ledger.c.id == sa.bindparam("id_")).values(parameters), changed)
+
+
+def _known(connection: sa.engine.Connection, references: Sequence[str]) -> dict[tuple[str, str], tuple[int, Entry]]:
+    """Return the rows of these messages, each with its ID."""
+    columns = [ledger.c.id, *(ledger.c[name] for name in Entry._fields)]
+    found = {}
+    for first in range(0, len(references), _VARIABLES):
+        some = references[first : first + _VARIABLES]
+        for row in connection.execute(sa.select(*columns).where(ledger.c.reference.in_(some))):
+            entry = Entry(*row[1:])
+            found[entry.reference, entry.recipient] = (row[0], entry)
+    return found
+
+
+def _add_bounce(database: Database, connection: sa.engine.Connection, bounced: Bounced) -> None:
+    insert = database.insert(bounces).values(address=bounced.address, count=1, last=bounced.time)
+    fresh = insert.excluded.last - bounces.c.last > SAME_BOUNCE_S
+    update = {
+        "count": bounces.c.count + sa.case((fresh, 1), else_=0),
+        "last": sa.case((insert.excluded.last > bounces.c.last, insert.excluded.last), else_=bounces.c.last),
+    }
+    connection.execute(insert.on_conflict_do_update(index_elements=[bounces.c.address], set_=update))
+
+
+def position(database: Database, file: str) -> int:
+    """Return up to which octet a spool file is in the ledger."""
+    statement = sa.select(spools.c.position).where(spools.c.file == file)
+    return int(database.read(lambda connection: connection.execute(statement).scalar()) or 0)
+
+
+def forget_file(database: Database, file: str) -> None:
+    """Forget the position in a spool file that is gone."""
+    database.write(lambda connection: connection.execute(spools.delete().where(spools.c.file == file)))
+
+
+def set_loaded_until(database: Database, host: str, time: float) -> None:
+    """Note that all that *host* has recorded before *time* is in the ledger."""
+    insert = database.insert(hosts).values(host=host, loaded_until=time)
+    update = insert.on_conflict_do_update(index_elements=[hosts.c.host], set_={"loaded_until": time})
+    database.write(lambda connection: connection.execute(update))
+
+
+def loaded_until(database: Database) -> dict[str, float]:
+    """Return what `set_loaded_until` noted for each host."""
+    return dict(database.read(lambda connection: [tuple(row) for row in connection.execute(sa.select(hosts))]))
+
+
+def trim(database: Database, days: int, rows: int, now: float) -> int:
+    """Delete up to TRIM_CHUNK of what is older than *days*, or beyond *rows*; return how many rows that were.
+
+    Refusals, which strangers can cause without end, make room first.
+    """
+    before = now - days * _DAY_S
+    deleted = _delete_oldest(database, ledger.c.time < before, TRIM_CHUNK)
+    if deleted < TRIM_CHUNK:
+        refused = database.read(lambda connection: _count(connection, REFUSED))
+        deleted += _delete_oldest(database, REFUSED, min(TRIM_CHUNK, refused - rows // REFUSED_SHARE))
+        there = database.read(lambda connection: _count(connection, None))
+        deleted += _delete_oldest(database, sa.true(), min(TRIM_CHUNK, there - rows))
+    if deleted == 0:
+        _trim_others(database, before, now)
+    return deleted
+
+
+def _count(connection: sa.engine.Connection, condition: Optional[Any]) -> int:
+    counted = sa.select(sa.func.count()).select_from(ledger)
+    return int(connection.execute(counted if condition is None else counted.where(condition)).scalar() or 0)
+
+
+def _delete_oldest(database: Database, condition: Any, limit: int) -> int:
+    if limit <= 0:
+        return 0
+    chunk = sa.select(ledger.c.id).where(condition).order_by(ledger.c.time).limit(limit)
+    # Another host may be at the same rows.
+    chosen = ledger.c.id.in_(chunk.with_for_update(skip_locked=True))
+    return database.write(lambda connection: int(connection.execute(ledger.delete().where(chosen)).rowcount))
+
+
+def _trim_others(database: Database, before: float, now: float) -> None:
+    def work(connection: sa.engine.Connection) -> None:
+        connection.execute(bounces.delete().where(bounces.c.last < before))
+        connection.execute(spools.delete().where(spools.c.changed < now - SPOOL_DAYS * _DAY_S))
+        connection.execute(hosts.delete().where(hosts.c.loaded_until < before))
+        old = sa.select(jobs.c.job_id).where(jobs.c.submitted < before)
+        connection.execute(report_rows.delete().where(report_rows.c.job_id.in_(old)))
+        connection.execute(jobs.delete().where(jobs.c.submitted < before))
+
+    database.write(work)

@@ -304,6 +304,7 @@ def test_policyd_still_answers_while_a_message_is_in_the_milter_that_stops(both:
         assert asks_policyd(both) == b"9:NOTFOUND ,"
         assert client.rcpt(OUTSIDE) == "continue"
         assert client.data() == "continue"
+        assert client.end_of_headers() == "continue"
         assert client.end_of_message() == "continue"
         client.quit()
     assert both.wait() == 0

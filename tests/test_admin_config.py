@@ -95,10 +95,13 @@ def test_the_lines_commented_out_there_are_the_defaults(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     plain.write_text(text)
     whole.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
-    settings = {"contoso": replace(load(whole).settings["contoso"], srs_domain=None, srs_domains={})}
+    contoso = replace(load(whole).settings["contoso"], enforce_from=None, srs_domain=None, srs_domains={})
     assert load(whole).egress is not None
     srs = replace(load(whole).srs, exclude_file=None, include_file=None)
-    assert replace(load(whole), path=plain, egress=None, settings=settings, srs=srs) == load(plain)
+    relay = replace(load(whole).relay, enforce_from=None)
+    assert replace(
+        load(whole), path=plain, egress=None, settings={"contoso": contoso}, srs=srs, relay=relay
+    ) == load(plain)
 
 
 def test_an_existing_file_is_never_overwritten(file: Path) -> None:
@@ -194,6 +197,7 @@ state_directory = "{file.parent}"
 [[organization]]
 name = "contoso"
 mode = "monitor"  # default
+notify_addresses = ["postmaster@contoso.com"]  # default
 
 [[organization.accepted_domain]]
 domain = "contoso.com"
@@ -250,6 +254,13 @@ workers = 2  # default
 
 [metrics]
 listen = "127.0.0.1:9797"  # default
+
+[ledger]
+days = 90  # default
+rows = 5000000  # default
+subjects = false  # default
+required = false  # default
+spool_megabytes = 1024  # default
 
 [store]
 url = "sqlite:///{file.parent}/gatepost.db"  # default
@@ -310,7 +321,8 @@ MANUAL = Path(__file__).parent.parent / "packaging/man/gatepost.toml.5"
 
 def test_every_key_is_in_the_manual_and_in_the_configuration_to_start_from(file: Path) -> None:
     file.write_text(
-        'organization = [{name = "a", srs_domain = "srs.a.example", accepted_domain = [{domain = "a.example"}], '
+        'organization = [{name = "a", enforce_from = 2030-01-01, srs_domain = "srs.a.example", '
+        'accepted_domain = [{domain = "a.example"}], '
         'connector = [{name = "c", tls_sender_certificate_name = "a.example"}]}]\n[egress]\n'
         '[srs]\nexclude_file = "/dev/null"\ninclude_file = "/dev/null"\n'
     )

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
 from gatepost.relay import AcceptedDomain, Connector, DomainType, RuleSet
-from gatepost.service.config import Config, EgressConfig, Mode, load
+from gatepost.service.config import Config, EgressConfig, LedgerConfig, Mode, load
 from gatepost.service.fields import Listen
-from gatepost.service.snapshot import load_snapshot
+from gatepost.service.snapshot import build, load_snapshot
 from gatepost.service.srs_config import Form, Format, ReverseBy, Srs0Config, SrsConfig, without_password
 from gatepost.service.tables import ConfigError
+from gatepost.srs import Keys
 
 CONTOSO = """
 [[organization]]
@@ -312,6 +314,26 @@ def test_what_has_an_effect_is_no_warning(file: Path, text: str) -> None:
         (
             '[srs]\nexclude = ["fabrikam.com", "a.*.com"]',
             'srs.exclude[1]: "a.*.com" is no domain and no pattern (e.g. "fabrikam.com", "*.fabrikam.com")',
+        ),
+        ("[ledger]\ndays = -1", "ledger.days: -1 is not in the range 0 to 3650"),
+        ("[ledger]\nspool_megabytes = 1", "ledger.spool_megabytes: 1 is not in the range 8 to 1000000"),
+        (
+            "[relay]\nenforce_from = 2026-12-01T09:00:00",
+            "relay.enforce_from: 2026-12-01T09:00:00 is no date and time with a zone "
+            "(e.g. 2026-12-01T09:00:00Z, 2026-12-01)",
+        ),
+        (
+            '[relay]\nenforce_from = "2026-12-01"',
+            'relay.enforce_from: "2026-12-01" is no date and time with a zone (e.g. 2026-12-01T09:00:00Z, 2026-12-01)',
+        ),
+        (
+            '[relay]\nmode = "enforce"\nenforce_from = 2026-12-01',
+            'relay.enforce_from: mode = "enforce" is in force at once; write mode = "monitor", or leave it out',
+        ),
+        (
+            '[[organization]]\nname = "contoso"\nnotify_addresses = ["the boss"]\n'
+            '[[organization.accepted_domain]]\ndomain = "contoso.com"',
+            'organization[0].notify_addresses[0]: "the boss" is no address (e.g. "postmaster@contoso.com")',
         ),
         (
             '[srs]\ninclude = [""]',
@@ -619,3 +641,48 @@ def test_an_error_about_the_store_shows_no_password(file: Path, url: str, shown:
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
     for url in ("postgresql://gatepost@db.contoso.com/gatepost", "sqlite:////var/lib/gatepost/gatepost.db"):
         assert without_password(url) == url
+
+
+# The ledger, and modes that change at a date
+
+
+def test_ledger_is_as_configured(file: Path) -> None:
+    text = "[ledger]\ndays = 7\nrows = 5000\nsubjects = true\nrequired = true\nspool_megabytes = 8\n"
+    assert read(file, text).ledger == LedgerConfig(7, 5000, True, True, 8 << 20)
+
+
+DECEMBER = datetime(2026, 12, 1, 9, tzinfo=timezone.utc)
+FABRIKAM = """
+[[organization]]
+name = "fabrikam"
+{}
+[[organization.accepted_domain]]
+domain = "fabrikam.com"
+"""
+
+
+@pytest.mark.parametrize(
+    ("relay", "own", "before", "after"),
+    [
+        ("enforce_from = 2026-12-01T10:00:00+01:00", "", False, True),
+        ("enforce_from = 2026-12-01T09:00:00Z", 'mode = "monitor"', False, False),
+        ("enforce_from = 2026-12-01T09:00:00Z", 'mode = "enforce"', True, True),
+        ('mode = "enforce"', "enforce_from = 2026-12-01T09:00:00Z", False, True),
+        ('mode = "monitor"', 'mode = "monitor"\nenforce_from = 2026-12-01', True, True),
+    ],
+)
+def test_enforce_from_is_relays_or_the_organizations_own(
+    file: Path, relay: str, own: str, before: bool, after: bool
+) -> None:
+    config = read(file, f"{FABRIKAM.format(own)}\n[relay]\n{relay}\n")
+    at = DECEMBER.timestamp()
+    snapshots = [build(config, Keys([b"key"]), now) for now in (at - 1, at)]
+    fabrikam = config.organizations["fabrikam"]
+    assert [snapshot.enforces(fabrikam) for snapshot in snapshots] == [before, after]
+
+
+def test_snapshot_holds_until_the_next_enforce_from(file: Path) -> None:
+    config = read(file, f"{FABRIKAM.format('enforce_from = 2026-12-01')}\n[relay]\nenforce_from = 2027-01-01\n")
+    days = [datetime(year, month, 1, tzinfo=timezone.utc).timestamp() for year, month in ((2026, 12), (2027, 1))]
+    keys = Keys([b"key"])
+    assert [build(config, keys, now).until for now in (0.0, days[0], days[1])] == [*days, float("inf")]

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -394,6 +395,22 @@ def test_reloads_in_quick_succession_end_with_one_set_of_workers(milter: Gatepos
         sent = len(results)
         poll(lambda: len(results) > sent + 5, "mail afterwards")
     assert [result for result in results if result != PASSED] == []
+
+
+def test_mode_is_enforce_from_its_moment_on_without_a_signal(tmp_path: Path) -> None:
+    moment = datetime.fromtimestamp(time.time() + 3, timezone.utc).isoformat()
+    with Gatepost(tmp_path, relay=f"enforce_from = {moment}") as gatepost:
+        assert refused(gatepost) == ["continue"]
+        gatepost.wait_for_log("enforce_from has come; loading the configuration anew$")
+        gatepost.wait_for_log("configuration reloaded$")
+        (reply,) = refused(gatepost)
+        assert reply.startswith("550 5.7.64 TenantAttribution; Relay Access Denied")
+
+
+def refused(gatepost: Gatepost) -> list[str]:
+    """Return what RCPT is answered for mail that the relay rule refuses."""
+    with MilterClient(gatepost.socket) as client:
+        return client.open().send(b"<app@vendor.example>", [OUTSIDE]).rcpt
 
 
 def test_reload_whose_workers_do_not_get_ready_is_taken_back(tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ class Table:
         return self._raw.get(name)
 
     def is_absent(self, name: str) -> bool:
+        self._known.add(name)
         return name not in self._raw
 
     def is_empty(self, name: str) -> bool:

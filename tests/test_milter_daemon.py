@@ -25,6 +25,7 @@ from milterclient import (
     NOHDRS,
     NOUNKNOWN,
     NR_CONN,
+    NR_EOH,
     NR_HDR,
     NR_HELO,
     NR_MAIL,
@@ -102,12 +103,12 @@ def test_change_of_recipients_is_asked_for_where_the_milter_brings_bounces_back(
 
 def test_rule_set_2023_11_01_without_a_ledger_needs_no_headers(tmp_path: Path) -> None:
     with Gatepost(tmp_path, more="[ledger]\ndays = 0\n") as gatepost, MilterClient(gatepost.socket) as client:
-        assert client.protocol == QUIET | NOHDRS | NOEOH
+        assert client.protocol == QUIET | NOHDRS | NOEOH | NR_EOH
 
 
-def test_ledger_needs_headers_and_their_end(current: Gatepost) -> None:
+def test_ledger_needs_headers_and_their_end_but_answers_neither(current: Gatepost) -> None:
     with MilterClient(current.socket) as client:
-        assert client.protocol == QUIET
+        assert client.protocol == QUIET | NR_EOH
 
 
 def test_rule_set_legacy_needs_headers_and_their_end(legacy: Gatepost) -> None:
@@ -118,7 +119,7 @@ def test_rule_set_legacy_needs_headers_and_their_end(legacy: Gatepost) -> None:
 def test_egress_hop_needs_headers_and_so_their_end(egress: Gatepost) -> None:
     # With headers but no end of them libmilter drops the end of a message that has no header.
     with MilterClient(egress.socket) as client:
-        assert client.protocol == QUIET
+        assert client.protocol == QUIET | NR_EOH
 
 
 def test_message_without_any_header_is_answered_at_the_egress_hop(egress: Gatepost) -> None:

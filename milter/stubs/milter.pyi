@@ -19,6 +19,7 @@ P_NR_CONN: int
 P_NR_HELO: int
 P_NR_MAIL: int
 P_NR_HDR: int
+P_NR_EOH: int
 
 ADDRCPT: int
 CHGFROM: int

@@ -41,6 +41,8 @@ def complain(text: str) -> None:
 
 
 def printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -70,8 +72,8 @@ def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
     return build(config, Keys([b"placeholder"]), time.time()), file
 
 
-def open_store(config: Config) -> Store:
-    """Return the store. Root first becomes the owner of the state directory, for good.
+def become_owner(config: Config) -> None:
+    """Make root the owner of the state directory.
 
     What root made there the daemons could not use, and their user could have it lead root elsewhere.
     """
@@ -79,6 +81,17 @@ def open_store(config: Config) -> Store:
         owner = config.state_directory.stat()
         os.setegid(owner.st_gid)
         os.seteuid(owner.st_uid)
+
+
+def resign_ownership() -> None:
+    """Make root root again; the state directory must not be touched after."""
+    os.seteuid(os.getuid())
+    os.setegid(os.getgid())
+
+
+def open_store(config: Config) -> Store:
+    """Return the store. Root first becomes the owner of the state directory, for good."""
+    become_owner(config)
     return Store(config.store_url)
 
 

@@ -124,7 +124,7 @@ class MilterDaemon:
         milter.set_envfrom_callback(self._quiet("mail", _mail))
         milter.set_envrcpt_callback(self._answered("rcpt", _rcpt))
         milter.set_header_callback(self._header)
-        milter.set_eoh_callback(self._answered("eoh", lambda session: session.eoh()))
+        milter.set_eoh_callback(self._eoh)
         milter.set_eom_callback(self._eom)
         milter.set_abort_callback(self._quiet("abort", lambda session: session.abort()))
         milter.set_close_callback(self._close)
@@ -147,6 +147,8 @@ class MilterDaemon:
         if not legacy and config.egress is None and worker.shared.spool is None:
             # Both or none: with headers but no end of them, libmilter drops the end of a message that has no header.
             wanted |= milter.P_NOHDRS | milter.P_NOEOH
+        if not legacy:
+            wanted |= milter.P_NR_EOH
         by_milter = config.srs.reverse is ReverseBy.MILTER
         options[0] &= milter.CHGFROM | (milter.ADDRCPT | milter.DELRCPT if by_milter else 0)
         options[1] &= wanted
@@ -183,10 +185,25 @@ class MilterDaemon:
         return callback
 
     def _header(self, ctx: Context, name: str, value: bytes) -> int:
-        """Let the session see one of the headers that it knows: of a dozen that is seldom more than three."""
+        """Let the session see one of the headers that it knows; of a dozen that is seldom more than three.
+
+        Not timed as a stage: there are too many of them.
+        """
         if name.lower() in HEADERS:
-            self._guarded("header", ctx, Session.header, (name, _text(value)))
-        return int(milter.NOREPLY)
+            try:
+                session: Optional[Session] = ctx.getpriv()
+                if session is not None:
+                    session.header(name, _text(value))
+            except Exception as error:  # noqa: BLE001  the outermost shell
+                self._fault("header", session, error)
+        return milter.NOREPLY
+
+    def _eoh(self, ctx: Context) -> int:
+        """Only the rule set legacy decides here; for the others nobody waits for an answer."""
+        worker = self._worker
+        if worker is not None and worker.snapshot.config.relay.requirements is RuleSet.LEGACY:
+            return self._guarded("eoh", ctx, Session.eoh, ())
+        return milter.NOREPLY
 
     def _data(self, ctx: Context) -> int:
         """Nothing is decided here but for recipients that the milter itself gives back."""
@@ -214,10 +231,7 @@ class MilterDaemon:
                 if session is not None:  # else a peer that breaks the protocol
                     reply = call(session, *arguments)
             except Exception as error:  # noqa: BLE001  the outermost shell
-                if session is not None:
-                    session.fail()
-                worker.series.add(metrics.ERRORS, ("milter", "internal"))
-                log.fault(f"milter: {stage}: internal error, the message is put off", error)
+                self._fault(stage, session, error)
             worker.series.observe(metrics.STAGE_DURATION, (stage,), time.perf_counter() - began)
             if reply is None:
                 return int(milter.CONTINUE)
@@ -226,6 +240,12 @@ class MilterDaemon:
         except BaseException as error:  # noqa: BLE001  see exception_policy
             log.fault(f"milter: {stage}: internal error, the message is put off", error)
             return int(milter.TEMPFAIL)
+
+    def _fault(self, stage: str, session: Optional[Session], error: Exception) -> None:
+        if session is not None:
+            session.fail()
+        cast(_Worker, self._worker).series.add(metrics.ERRORS, ("milter", "internal"))
+        log.fault(f"milter: {stage}: internal error, the message is put off", error)
 
     def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run libmilter in this process until SIGUSR1 has drained it."""

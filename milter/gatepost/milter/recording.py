@@ -13,12 +13,11 @@ from gatepost.service.ledger import (
     REJECT,
     RETURN,
     REWRITE,
+    TEXT_LIMIT,
     Bounced,
     Entry,
     Record,
-    addresses,
     both_verdicts,
-    clipped,
     sender,
     with_verdict,
 )
@@ -40,13 +39,9 @@ class Circumstances(NamedTuple):
 def ingress(seen: Circumstances, reference: str, rewritten: str) -> list[Record]:
     """Return the records of a message at its end; *rewritten*: its new P1, "" where it stays."""
     transaction = seen.transaction
-    base = _base(seen, reference)
-    mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
-    action = REWRITE if rewritten else PASS
-    records: list[Record] = []
-    for item in transaction.recipients:
-        entry = base._replace(recipient=item.rcpt.lower(), rewritten=rewritten.lower(), action=action)
-        records.append(_judged(entry, seen, mail, item))
+    p2 = header_addresses(transaction.headers_from)
+    mail, base = Mail(transaction.reverse_path, p2), _base(seen, reference, p2)
+    records: list[Record] = [_judged(base, seen, mail, item, rewritten) for item in transaction.recipients]
     for path, original in transaction.returning:
         address = path.strip("<>").lower()
         back = base._replace(recipient=address, forwarded_to=original.lower(), action=RETURN)
@@ -54,25 +49,36 @@ def ingress(seen: Circumstances, reference: str, rewritten: str) -> list[Record]
     return records
 
 
-def _judged(entry: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> Entry:
-    """Return *entry* with the verdicts. Where policyd has decided, its own entry has that of the rule set in force."""
+def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient, rewritten: str) -> Entry:
+    """Return the entry of a recipient with the verdicts.
+
+    Where policyd has decided, its own entry has that of the rule set in force.
+    """
     verdict = item.judgement.verdict
     current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
-    if item.by_policyd:
-        return entry._replace(verdict_legacy=legacy)
-    judged = with_verdict(entry, seen.snapshot, verdict)
-    return judged._replace(verdict_current=current, verdict_legacy=legacy)
+    known = not item.by_policyd
+    return base._replace(  # once: it takes as long as a verdict
+        recipient=item.rcpt.lower(),
+        rewritten=rewritten.lower(),
+        action=REWRITE if rewritten else PASS,
+        organization=verdict.organization.name if verdict.organization and known else "",
+        connector=verdict.connector.name if verdict.connector and known else "",
+        reason=verdict.reason.value if known else "",
+        verdict_current=current if known else "",
+        verdict_legacy=legacy,
+    )
 
 
 def refused(
     seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "", *, headers_seen: bool
 ) -> Entry:
     """Return the record of a recipient that is refused. Without headers P2, which comes later, is unknown."""
-    entry = _base(seen, reference)._replace(recipient=rcpt.lower(), action=REJECT)
+    p2 = header_addresses(seen.transaction.headers_from)
+    entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=REJECT)
     if verdict is not None:
         entry = with_verdict(entry, seen.snapshot, verdict)
         if headers_seen:
-            mail = Mail(seen.transaction.reverse_path, header_addresses(seen.transaction.headers_from))
+            mail = Mail(seen.transaction.reverse_path, p2)
             current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
             entry = entry._replace(verdict_current=current, verdict_legacy=legacy)
     return entry._replace(reason=reason or entry.reason)
@@ -88,7 +94,7 @@ def egress(seen: Circumstances, reference: str, rewritten: str, organization: Op
     origin = ""
     if transaction.hop:
         origin = (orcpt_address(transaction.orcpt) or transaction.sieve.strip("<>")).lower()
-    entry = _base(seen, reference)._replace(
+    entry = _base(seen, reference, header_addresses(transaction.headers_from))._replace(
         recipient=origin or rcpt,
         queue_id="",
         egress_queue_id=seen.queue_id,
@@ -104,7 +110,7 @@ def egress(seen: Circumstances, reference: str, rewritten: str, organization: Op
     return [entry]
 
 
-def _base(seen: Circumstances, reference: str) -> Entry:
+def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
     transaction = seen.transaction
     domain, accepted = sender(seen.snapshot, transaction.reverse_path)
     return Entry(
@@ -118,11 +124,11 @@ def _base(seen: Circumstances, reference: str) -> Entry:
         reverse_path=transaction.reverse_path.lower(),
         sender_domain=domain,
         sender_accepted=accepted,
-        header_from=addresses(header_addresses(transaction.headers_from)),
+        header_from=", ".join(p2)[:TEXT_LIMIT].lower(),
         requirements=seen.snapshot.config.relay.requirements.value,
         size_bytes=transaction.size_bytes,
-        message_id=clipped(transaction.message_id),
-        subject=clipped(transaction.subject),
+        message_id=transaction.message_id[:TEXT_LIMIT],
+        subject=transaction.subject[:TEXT_LIMIT],
     )
 
 

@@ -45,7 +45,7 @@ from gatepost.service.store import StoreError
 from gatepost.srs import AddressError
 
 HEADERS = frozenset(("from", "message-id", "subject", "received", "x-sieve-redirected-from"))
-"""The headers that `Session.header` looks at."""
+"""P2 and what else the ledger has of a message; on the egress hop our own Received lines; Sieve's."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
 
@@ -285,7 +285,7 @@ class Session:
         return None
 
     def header(self, name: str, value: str) -> None:
-        """Take note of a header: From and those of the ledger, our own Received lines on the egress hop, Sieve's."""
+        """Take note of one of HEADERS."""
         transaction = self._transaction
         if transaction is None:
             return

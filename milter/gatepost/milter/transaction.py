@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.utils import getaddresses
 from typing import Optional, Protocol
@@ -16,6 +16,9 @@ from gatepost.service.replies import Reply
 
 # Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
 _RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
+_USUAL_FROM = re.compile(
+    r'(?:"[\w .,@()-]*"|[\w =?/+-]*) ?<([\w.+=-]+@[\w.-]+)>|([\w.+=-]+@[\w.-]+)', re.ASCII
+)
 _BY_SMTP = re.compile(r"\bwith (?:UTF8)?E?SMTPS?A?\b")
 _FROM_HERE = re.compile(r"from [^\n]*\[(?:127\.\d+\.\d+\.\d+|IPv6:::1)\]")
 
@@ -100,8 +103,12 @@ class Transaction:
             self.own_hosts = set()  # the entrance, unknown; what stands below is the client's own
 
 
-def header_addresses(values: Iterable[str]) -> tuple[str, ...]:
+def header_addresses(values: Sequence[str]) -> tuple[str, ...]:
     """Return the addr-specs in the values of From headers, as they stand there (RFC 5322, 3.6.2)."""
+    if len(values) == 1:
+        usual = _USUAL_FROM.fullmatch(values[0].strip())
+        if usual:  # in a tenth of the time
+            return (usual[1] or usual[2],)
     try:
         return tuple(address for _, address in getaddresses(list(values)) if address)
     except RecursionError:  # groups in groups in groups

@@ -93,14 +93,19 @@ def entries(
         time, last_id = rows[-1].time, rows[-1].id
 
 
+def begins(database: Database) -> Optional[float]:
+    """Return the time of the oldest entry, None for an empty ledger."""
+    oldest = sa.select(sa.func.min(ledger.c.time))
+    found: Optional[float] = database.read(lambda connection: connection.execute(oldest).scalar())
+    return found
+
+
 def keep(database: Database, stored: Stored, first: int, rows: Sequence[str]) -> None:
     """Write a report's job and summary as they are by now, and *rows* (JSON), the first with the number *first*."""
     values = {"submitted": stored.submitted, "job": stored.job, "summary": stored.summary}
     insert = database.insert(jobs).values(job_id=stored.job_id, **values)
     upsert = insert.on_conflict_do_update(index_elements=[jobs.c.job_id], set_=values)
-    numbered = [
-        {"job_id": stored.job_id, "number": number, "row": row} for number, row in enumerate(rows, start=first)
-    ]
+    numbered = [{"job_id": stored.job_id, "number": number, "row": row} for number, row in enumerate(rows, start=first)]
 
     def work(connection: sa.engine.Connection) -> None:
         connection.execute(upsert)
@@ -149,10 +154,7 @@ def erase(database: Database, address: str, progress: Callable[[int], None] = la
     """
     named = _naming(address)
     count = {"ledger": 0, "bounces": _delete(database, [bounces.delete().where(_mentions(bounces.c.address, address))])}
-    while True:
-        found = _page_naming(database, address, named)
-        if not found:
-            break
+    for found in _pages_naming(database, address, named):
         ids = [row.id for row in found]
         own = sorted({row.rewritten for row in found if row.rewritten and row.reverse_path == address.lower()})
         count["bounces"] += _delete(database, [bounces.delete().where(bounces.c.address.in_(own))])
@@ -165,17 +167,16 @@ def erase(database: Database, address: str, progress: Callable[[int], None] = la
     return Erased(count["ledger"], count["bounces"], len(asked), _erase_report_rows(database, address, named))
 
 
-def _page_naming(database: Database, address: str, named: Callable[[str], bool]) -> list[Any]:
-    """Return some rows of the ledger that name *address*, none where there are no more."""
+def _pages_naming(database: Database, address: str, named: Callable[[str], bool]) -> Iterator[list[Any]]:
+    """Yield the rows of the ledger that name *address*, page by page."""
     columns = [ledger.c[name] for name in _ADDRESSES]
     wanted = sa.select(ledger.c.id, *columns).where(sa.or_(*(_mentions(column, address) for column in columns)))
     last = 0
     while True:
-        ordered = wanted.where(ledger.c.id > last).order_by(ledger.c.id).limit(_ERASED_AT_ONCE)
-        page = _all(database, ordered)
-        found = [row for row in page if any(named(text) for text in row[1:])]
-        if found or len(page) < _ERASED_AT_ONCE:
-            return found
+        page = _all(database, wanted.where(ledger.c.id > last).order_by(ledger.c.id).limit(_ERASED_AT_ONCE))
+        yield [row for row in page if any(named(text) for text in row[1:])]
+        if len(page) < _ERASED_AT_ONCE:
+            return
         last = page[-1].id
 
 

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the milter writes into the ledger's spool, without pymilter; whole rows are in tests/e2e/test_ledger.py."""
+
+from __future__ import annotations
+
+from email.utils import getaddresses
+from pathlib import Path
+
+import pytest
+from daemonprocess import CONTOSO
+from hypothesis import example, given
+from hypothesis import strategies as st
+from milterstages import AT_EGRESS, EGRESS, ENFORCE, INSIDE, NOW, OUTSIDE, TRUSTED, Mta, lines
+
+from gatepost.milter.recording import declared_size
+from gatepost.milter.transaction import header_addresses
+from gatepost.service import ledger, spool
+from gatepost.service.ledger import Entry
+from gatepost.service.replies import LEDGER_AWAY
+
+FROM = [("From", "The Boss <ceo@contoso.com>"), ("Message-ID", "<1@app.example>"), ("Subject", "the figures")]
+LEGACY = 'requirements = "legacy"\n'
+
+
+def recorded(mta: Mta) -> list[Entry]:
+    octets = b"".join(path.read_bytes() for path in spool.files(mta.folder / "ledger"))
+    return [item for item in map(ledger.record, octets.splitlines()) if isinstance(item, Entry)]
+
+
+def test_relayed_and_rewritten_message(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    mta.macros["i"] = "4CgSNs5Q9s"
+    session = mta.connected(macros=TRUSTED)
+    session.helo("crm.contoso.com")
+    assert mta.message(session, "<App@Vendor.example>", headers=FROM) is None
+    (entry,) = recorded(mta)
+    assert entry._replace(reference="R") == Entry(
+        reference="R",
+        recipient="x@gmail.example",
+        time=NOW,
+        queue_id="4CgSNs5Q9s",
+        client="192.0.2.1",
+        helo="crm.contoso.com",
+        certificate_names="mail.contoso.com",
+        reverse_path="app@vendor.example",
+        sender_domain="vendor.example",
+        rewritten=mta.senders[0].lower(),
+        header_from="ceo@contoso.com",
+        organization="contoso",
+        connector="crm",
+        requirements="2023-11-01",
+        verdict_current="relay",
+        verdict_legacy="relay",
+        reason="certificate-accepted",
+        action="rewrite",
+        message_id="<1@app.example>",
+    )
+
+
+def test_subject_is_kept_only_where_asked_for(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO + "[ledger]\nsubjects = true\n")
+    mta.message(mta.connected(), "<bob@contoso.com>", headers=FROM)
+    assert [entry.subject for entry in recorded(mta)] == ["the figures"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "result"), [("", ("relay", "relay")), (LEGACY, ("relay", "relay"))], ids=["2023-11-01", "legacy"]
+)
+def test_both_verdicts_where_p1_is_accepted_r1(tmp_path: Path, rules: str, result: tuple[str, str]) -> None:
+    mta = Mta(tmp_path, ENFORCE + rules + CONTOSO)
+    mta.message(mta.connected(), "<bob@contoso.com>", headers=FROM)
+    assert [(entry.verdict_current, entry.verdict_legacy) for entry in recorded(mta)] == [result]
+
+
+@pytest.mark.parametrize("rules", ["", LEGACY], ids=["2023-11-01", "legacy"])
+def test_both_verdicts_where_only_p2_is_accepted_r1(tmp_path: Path, rules: str) -> None:
+    mta = Mta(tmp_path, '[relay]\nmode = "monitor"\n' + rules + CONTOSO)
+    mta.message(mta.connected(), "<app@vendor.example>", headers=FROM)
+    assert [(entry.verdict_current, entry.verdict_legacy) for entry in recorded(mta)] == [("refuse", "relay")]
+
+
+def test_refusal_at_the_end_of_the_headers_knows_both_verdicts(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + LEGACY + CONTOSO)
+    reply = mta.message(mta.connected(), "<app@vendor.example>")
+    assert reply is not None
+    (entry,) = recorded(mta)
+    assert (entry.verdict_current, entry.verdict_legacy, entry.action) == ("refuse", "refuse", "reject")
+    assert f"[{entry.reference}]" in reply.text
+
+
+def test_bypassed_message_is_not_recorded(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    (tmp_path / "bypass").touch()
+    mta.message(mta.connected(), "<bob@contoso.com>")
+    assert recorded(mta) == []
+
+
+def test_message_that_the_client_gives_up_is_not_recorded(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected()
+    session.mail("<bob@contoso.com>")
+    session.rcpt(OUTSIDE, [])
+    session.abort()
+    assert recorded(mta) == []
+
+
+def test_egress_hop_writes_under_the_recipient_that_forwarded_it(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + EGRESS + CONTOSO)
+    mta.macros["i"] = "4CgSNs5Q9s"
+    mta.message(mta.connected(), "<bob@fabrikam.com>", [INSIDE], headers=FROM)
+    session = mta.connected("127.0.0.1", macros=AT_EGRESS)
+    mta.macros["i"] = "4CgSNs5QAA"
+    session.mail("<bob@fabrikam.com>", ["SIZE=800"])
+    session.rcpt("<ann.home@example.com>", ["ORCPT=rfc822;Ann@contoso.com"])
+    received = "from x (x [192.0.2.1])\n\tby mail.contoso.com (Postfix) with ESMTP id 4CgSNs5Q9s\n\tfor <ann>"
+    mta.content(session, [("Received", received), *FROM])
+    ingress, egress = recorded(mta)
+    assert (egress.reference, egress.recipient) == (ingress.reference, ingress.recipient)
+    assert (egress.queue_id, egress.egress_queue_id, egress.forwarded_to, egress.client) == (
+        "",
+        "4CgSNs5QAA",
+        "ann.home@example.com",
+        "",
+    )
+    one = ledger.merged(ingress, egress)
+    assert (one.queue_id, one.egress_queue_id, one.action, one.client) == (
+        "4CgSNs5Q9s",
+        "4CgSNs5QAA",
+        "rewrite",
+        "192.0.2.1",
+    )
+
+
+@pytest.mark.parametrize("required", [False, True])
+def test_spool_that_cannot_be_written_stops_mail_only_where_the_ledger_is_required(
+    tmp_path: Path, required: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO + f"[ledger]\nrequired = {str(required).lower()}\n")
+    (tmp_path / "ledger").write_text("a file where the folder should be")
+    reply = mta.message(mta.connected(), "<bob@contoso.com>")
+    assert reply == (LEDGER_AWAY if required else None)
+    mta.message(mta.connected(), "<bob@contoso.com>")
+    complaints = [line for line in lines(capfd) if "records are lost" in line]
+    assert len(complaints) == 1
+
+
+@given(
+    st.from_regex(r'("?[\w .,@()-]*"?|[\w =?/+-]*) ?<[\w.+=@-]+>|[\w.+=-]+@[\w.-]+', fullmatch=True)
+    | st.text(st.characters(codec="utf-8"), max_size=60)
+)
+@example('"Doe, J. (Sales)" <j.doe@contoso.com>')
+@example("=?utf-8?q?J=C3=B6rg?= <joerg@contoso.com>")
+@example("a b@contoso.com")
+@example("<>")
+def test_the_usual_from_headers_are_read_as_all_others(value: str) -> None:
+    assert header_addresses([value]) == tuple(address for _, address in getaddresses([value]) if address)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "size"),
+    [
+        (["SIZE=1234"], 1234),
+        (["BODY=8BITMIME", "size=99"], 99),
+        (["SIZE=0"], None),  # RFC 1870, 3: it is not known
+        (["SIZE=-1"], None),
+        (["SIZE=" + "9" * 30], None),
+        ([], None),
+    ],
+)
+def test_size_as_the_client_declares_it(parameters: list[str], size: int) -> None:
+    assert declared_size(parameters) == size

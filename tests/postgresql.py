@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
+import pytest
 from daemonprocess import free_port, poll
 
 
@@ -22,6 +23,9 @@ def programs() -> Optional[Path]:
     if not found and (path := shutil.which("initdb")):
         found = [Path(path)]
     return found[-1].parent if found else None
+
+
+needs_postgresql = pytest.mark.skipif(programs() is None, reason="no PostgreSQL server here")
 
 
 class PostgreSQL:
@@ -53,8 +57,9 @@ class PostgreSQL:
 
     def start(self) -> None:
         """Start the server and return when it takes connections."""
-        socket = ["-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={self._folder}"]
-        arguments = [str(self._programs / "postgres"), "-D", "data", "-p", str(self.port), *socket]
+        options = ["listen_addresses=127.0.0.1", f"unix_socket_directories={self._folder}", "fsync=off"]
+        settings = [argument for option in options for argument in ("-c", option)]
+        arguments = [str(self._programs / "postgres"), "-D", "data", "-p", str(self.port), *settings]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 arguments, cwd=self._folder, user=self._user, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -718,3 +718,10 @@ def test_a_wrong_configuration_ends_with_78_and_every_problem(gatepost: Gatepost
         "gatepost.toml: srs.hash_length: 1 is not in the range 5 to 52\n"
     )
     assert result.exit_code == 78
+
+
+def test_a_mode_that_is_going_to_change_is_named_with_its_moment(gatepost: Gatepost) -> None:
+    gatepost.configure("[relay]\nenforce_from = 2999-12-01T10:00:00+01:00\n")
+    output = " ".join(gatepost(*VENDOR, "--rcpt", "x@gmail.com").output.split())
+    assert "would be refused (mode monitor)" in output
+    assert "The mode is enforce from 1 December 2999, 09:00 UTC on (enforce_from)." in output

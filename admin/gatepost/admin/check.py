@@ -13,7 +13,13 @@ from typing import Optional
 
 import click
 
-from gatepost.admin.configuration import open_store, problems_reported, snapshot_with_placeholder, with_requirements
+from gatepost.admin.configuration import (
+    in_words,
+    open_store,
+    problems_reported,
+    snapshot_with_placeholder,
+    with_requirements,
+)
 from gatepost.admin.srs_commands import bare, left_out, unix_time, verdict
 from gatepost.relay import Client, Explanation, Mail, Organization, Result, RuleSet, explain
 from gatepost.service import flow, replies, reversal, rewriting
@@ -270,7 +276,7 @@ def _relay(snapshot: Snapshot, judgement: Judgement, words: Explanation, before:
         words,
         words.decision,
         effective=judgement.enforce,
-        notes=(*_notes(snapshot, judgement), *_srs_notes(snapshot, judgement, before)),
+        notes=(*_switch(snapshot, judgement), *_notes(snapshot, judgement), *_srs_notes(snapshot, judgement, before)),
         envelope=passed,
     )
     if result is Result.REFUSE:
@@ -316,6 +322,14 @@ def _monitored(snapshot: Snapshot, judgement: Judgement, before: Envelope, now: 
 def _rewrites(snapshot: Snapshot) -> bool:
     """Tell whether anything rewrites P1 here: the milter, or the egress hop."""
     return snapshot.config.relay.enforced_by == "milter" or snapshot.config.egress is not None
+
+
+def _switch(snapshot: Snapshot, judgement: Judgement) -> Iterator[str]:
+    """Yield from when on the mode is enforce, where that is yet to come."""
+    config, organization = snapshot.config, judgement.verdict.organization
+    enforce_from = config.settings[organization.name].enforce_from if organization else config.relay.enforce_from
+    if enforce_from and not judgement.enforce:
+        yield f"The mode is enforce from {in_words(enforce_from)} on (enforce_from)."
 
 
 def _notes(snapshot: Snapshot, judgement: Judgement) -> tuple[str, ...]:

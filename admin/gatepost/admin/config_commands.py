@@ -13,7 +13,15 @@ from typing import Optional, Union
 
 import click
 
-from gatepost.admin.configuration import complain, fingerprint, open_store, problems_reported, secret_missing
+from gatepost.admin.configuration import (
+    complain,
+    fingerprint,
+    in_words,
+    open_store,
+    printable,
+    problems_reported,
+    secret_missing,
+)
 from gatepost.relay import Organization
 from gatepost.service.config import Config, OrganizationConfig, load, read
 from gatepost.service.reversal import day
@@ -66,6 +74,9 @@ def check(path: Path) -> None:
         )
     )
     click.echo(f"{path}: OK, {counts}")
+    for name, settings in config.settings.items():
+        if settings.enforce_from:
+            click.echo(printable(f"{name}: mode enforce from {in_words(settings.enforce_from)} on"))
     for note in notes:
         click.echo(f"warning: {note}")
     click.echo(secret)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Optional
 
@@ -93,6 +94,12 @@ def open_store(config: Config) -> Store:
     """Return the store. Root first becomes the owner of the state directory, for good."""
     become_owner(config)
     return Store(config.store_url)
+
+
+def in_words(moment: datetime) -> str:
+    """Return a moment as it is told to a person, in UTC."""
+    utc = moment.astimezone(timezone.utc)
+    return f"{utc.day} {utc:%B %Y}, {utc:%H:%M} UTC"
 
 
 def with_requirements(snapshot: Snapshot, rule_set: RuleSet) -> Snapshot:

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from gatepost.admin import report_mail
-from gatepost.admin.configuration import become_owner, complain, problems_reported, snapshot_with_placeholder
+from gatepost.admin.configuration import become_owner, complain, in_words, problems_reported, snapshot_with_placeholder
 from gatepost.admin.report_commands import Ended, faults_reported, ready_database
 from gatepost.admin.report_model import Job, ReportType
 from gatepost.admin.report_request import NOT_STARTED
@@ -69,7 +69,7 @@ def _tell(
     job = _job(name, at, now)
     start, end = job.start.timestamp(), job.end.timestamp()
     if next(entries(database, CONDITION, start, end, name), None) is None:
-        click.echo(f"{name}: not affected by the switch on {_date(at)}, so nobody is told.")
+        click.echo(f"{name}: not affected by the switch on {in_words(at)}, so nobody is told.")
         return True
     addresses = snapshot.config.settings[name].notify_addresses
     job = replace(job, notify_addresses=addresses)
@@ -85,7 +85,7 @@ def _tell(
 def _job(name: str, at: datetime, now: datetime) -> Job:
     return Job(
         job_id=str(uuid.uuid4()),
-        title=f"What {name} has refused from {_date(at)} on",
+        title=f"What {name} has refused from {in_words(at)} on",
         type=ReportType.REFUSED,
         status=NOT_STARTED,
         status_description="",
@@ -111,7 +111,7 @@ def _mail(database: Database, organization: Organization, at: datetime, result: 
     job, summary = result.job, result.summary
     files = report_mail.attachments(database, job, summary)
     lead = [
-        f"From {_date(at)} on, this mail server enforces the relay rules for {organization.name}.",
+        f"From {in_words(at)} on, this mail server enforces the relay rules for {organization.name}.",
         "Until then it only watches.",
         "",
         numbers,
@@ -128,7 +128,3 @@ def _mail(database: Database, organization: Organization, at: datetime, result: 
         else:
             click.echo(f"{organization.name}: mailed to {address}.")
     return all_sent
-
-
-def _date(at: datetime) -> str:
-    return f"{at.day} {at:%B %Y}, {at:%H:%M} UTC"

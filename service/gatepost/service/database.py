@@ -131,7 +131,7 @@ class Database:
         if self._connection is None or (self._is_sqlite and _identity(self._name) != self._file):
             self.close()
             if self._is_sqlite:
-                _make_file(Path(self._name))
+                make_file(Path(self._name))
                 self._file = _identity(self._name)
             connection = self._engine.connect()
             try:
@@ -218,7 +218,7 @@ def _postgresql_driver() -> str:
     raise StoreError("PostgreSQL needs Python's psycopg2, or psycopg with SQLAlchemy 2; install python3-psycopg2")
 
 
-def _make_file(path: Path) -> None:
+def make_file(path: Path) -> None:
     """Make *path*, for its owner only, where it is not there. Made by root it belongs to the owner of its folder.
 
     SQLite gives -wal and -shm the owner and mode of the file itself. Raises OSError.

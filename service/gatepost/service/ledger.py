@@ -6,8 +6,8 @@ Pure. Workers write each as a line into a spool file, the loader reads them from
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
 from typing import NamedTuple, Optional, Union
 
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
@@ -16,7 +16,8 @@ from gatepost.service.snapshot import Snapshot
 
 PASS, REWRITE, RETURN, REJECT = "pass", "rewrite", "return", "reject"
 TEXT_LIMIT = 1000
-"""Characters of one text that are kept: a header may be longer than all the rest of the store."""
+"""Octets of one text that are kept: a header may be longer than all the rest of the store, and PostgreSQL's index of
+references and recipients takes 2700 for both."""
 
 
 class Entry(NamedTuple):
@@ -74,15 +75,22 @@ def line(record: Record) -> bytes:
 
 
 def record(octets: bytes) -> Record:
-    """Return what `line` wrote. Raises ValueError or TypeError, also for the line of another release."""
-    fields = json.loads(octets)
-    if not isinstance(fields, list) or fields[:1] != [_FORMAT] or fields[1] not in _KINDS:
+    """Return what `line` wrote. Raises ValueError or TypeError, also for the line of another release.
+
+    What it returns every database takes: one record that it refuses would hold up all that come after it.
+    """
+    try:
+        fields = json.loads(octets)
+    except RecursionError:
+        raise ValueError("a line of another format") from None
+    if not isinstance(fields, list) or len(fields) < 2 or fields[0] != _FORMAT or fields[1] not in _KINDS:
         raise ValueError("a line of another format")
-    kind = _KINDS[fields[1]]
-    made = kind._make(clipped(value) if isinstance(value, str) else value for value in fields[2:])
-    for name, value in zip(kind._fields, made):
-        if not isinstance(value, _NUMBERS.get(name, str)):
-            raise ValueError(f"{name}: {value!r}")
+    kind, values = _KINDS[fields[1]], fields[2:]
+    if len(octets) > TEXT_LIMIT or b"\\u" in octets:  # else there is nothing to cut or to replace
+        values = [clipped(value) if isinstance(value, str) else value for value in values]
+    made = kind._make(values)
+    if tuple(map(type, made)) not in _SHAPES or not _in_range(made):
+        raise ValueError(f"not what stands in a {kind.__name__}: {values!r}")
     return made
 
 
@@ -92,30 +100,55 @@ _NUMBERS: dict[str, tuple[type, ...]] = {
     "sender_accepted": (int,),
     "size_bytes": (int, type(None)),
 }
+_SHAPES = {
+    types
+    for kind in _KINDS.values()
+    for types in itertools.product(*(_NUMBERS.get(name, (str,)) for name in kind._fields))
+}
+_LARGEST = 1 << 53
+
+
+def _in_range(made: Record) -> bool:
+    if not 0 <= made.time < _LARGEST:
+        return False
+    return isinstance(made, Bounced) or (made.sender_accepted in (0, 1) and 0 <= (made.size_bytes or 0) < _LARGEST)
 
 
 def merged(one: Entry, other: Entry) -> Entry:
-    """Return what two entries of one message and recipient come to, whichever was made first.
+    """Return what two entries of one message and recipient come to, in whichever order they are read.
 
-    The two hops know different things of it, and so do milter and policyd.
+    The two hops know different things of it, and so do milter and policyd. Where both know a text and differ, the
+    greater one counts: of certificate names, that is the one with more of them.
     """
-    filled = Entry._make(mine or theirs for mine, theirs in zip(one, other))
-    places = dict.fromkeys(filter(None, (*one.forwarded_to.split(", "), *other.forwarded_to.split(", "))))
+    filled = Entry._make(map(max, one._replace(size_bytes=0), other._replace(size_bytes=0)))
     return filled._replace(
         time=min(one.time, other.time),
-        forwarded_to=clipped(", ".join(places)),
-        action=max(one.action, other.action, key=_ACTIONS.index),
+        forwarded_to=_places(one.forwarded_to, other.forwarded_to),
+        action=max(one.action, other.action, key=_rank),
+        # The egress hop sees the message with a header more than the client has sent.
+        size_bytes=min((size for size in (one.size_bytes, other.size_bytes) if size is not None), default=None),
     )
 
 
+def _rank(action: str) -> tuple[int, str]:
+    return (_ACTIONS.index(action) if action in _ACTIONS else 0), action
+
+
+def _places(one: str, other: str) -> str:
+    """Return the addresses of both, as many as there is room for: the first ones, so that any order comes to them."""
+    joined = ""
+    for address in sorted({*one.split(", "), *other.split(", ")} - {""}):
+        longer = f"{joined}, {address}" if joined else address
+        if clipped(longer) != longer:
+            break
+        joined = longer
+    return joined
+
+
 def clipped(text: str) -> str:
-    """Return at most TEXT_LIMIT characters of *text*, in such as every database takes."""
-    return text[:TEXT_LIMIT].encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
-
-
-def addresses(values: Iterable[str]) -> str:
-    """Return addresses as an entry has them."""
-    return clipped(", ".join(values).lower())
+    """Return at most TEXT_LIMIT octets of *text*, in such as every database takes."""
+    octets = text.encode("utf-8", "replace")[:TEXT_LIMIT]
+    return octets.decode("utf-8", "ignore").replace("\0", "?")
 
 
 def both_verdicts(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, verdict: Verdict) -> tuple[str, str]:

@@ -44,9 +44,8 @@ def take_in(database: Database, batch: Batch, host: str, now: float) -> int:
         if position != batch.begin:
             return int(position)
         _add_entries(connection, [item for item in batch.records if isinstance(item, Entry)], host)
-        for item in batch.records:
-            if isinstance(item, Bounced):
-                _add_bounce(database, connection, item)
+        for bounced in sorted(item for item in batch.records if isinstance(item, Bounced)):  # no deadlock of two hosts
+            _add_bounce(database, connection, bounced)
         values = {"position": batch.end, "changed": now}
         insert = database.insert(spools).values(file=batch.file, **values)
         connection.execute(insert.on_conflict_do_update(index_elements=[spools.c.file], set_=values))
@@ -105,6 +104,12 @@ def forget_file(database: Database, file: str) -> None:
     database.write(lambda connection: connection.execute(spools.delete().where(spools.c.file == file)))
 
 
+def keep_positions(database: Database, files: Sequence[str], now: float) -> None:
+    """Have `trim` leave the positions in *files* alone, which are still there: else all of them came again."""
+    update = spools.update().where(spools.c.file.in_(files)).values(changed=now)
+    database.write(lambda connection: connection.execute(update))
+
+
 def set_loaded_until(database: Database, host: str, time: float) -> None:
     """Note that all that *host* has recorded before *time* is in the ledger."""
     insert = database.insert(hosts).values(host=host, loaded_until=time)
@@ -127,6 +132,7 @@ def trim(database: Database, days: int, rows: int, now: float) -> int:
     if deleted < TRIM_CHUNK:
         refused = database.read(lambda connection: _count(connection, REFUSED))
         deleted += _delete_oldest(database, REFUSED, min(TRIM_CHUNK, refused - rows // REFUSED_SHARE))
+    if deleted < TRIM_CHUNK:  # else refusals may still be in the place of others
         there = database.read(lambda connection: _count(connection, None))
         deleted += _delete_oldest(database, sa.true(), min(TRIM_CHUNK, there - rows))
     if deleted == 0:

@@ -17,11 +17,12 @@ from typing import Optional
 
 from gatepost.service import spool
 from gatepost.service.config import Config
-from gatepost.service.database import Database
+from gatepost.service.database import Database, make_file
 from gatepost.service.ledger import Record, record
 from gatepost.service.ledger_store import (
     Batch,
     forget_file,
+    keep_positions,
     position,
     set_loaded_until,
     take_in,
@@ -33,6 +34,7 @@ BATCH_BYTES = 1 << 18
 TELL_EVERY_S = 30.0
 """How often other hosts are told up to when this one's records are in the store."""
 STATEMENT_S = 30.0
+TURN_S = 5.0
 LOCK_NAME = "loader.lock"
 LOADED_NAME = "loaded"
 """A file whose time of modification says: what was recorded before is in the store."""
@@ -50,7 +52,6 @@ class Loader:
         self._positions: dict[str, int] = {}
         self._tell_at = 0.0
         self._lock_fd = -1
-        self.backlog_bytes = 0
 
     @property
     def _database(self) -> Database:
@@ -62,8 +63,9 @@ class Loader:
         """Take the lock, if nobody has it. Raises OSError."""
         if self._lock_fd >= 0:
             return True
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        _make_folder(self.folder)
+        make_file(self.folder / LOCK_NAME)
+        fd = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -80,16 +82,27 @@ class Loader:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def load(self) -> bool:
-        """Take in one batch of each file that has more; return whether all is in. Raises StoreError, OSError."""
-        began = time.time()
-        left = 0
-        for path in spool.files(self.folder):
-            left += self._load_from(path)
-        self.backlog_bytes = left
-        if left == 0:
+    def load(self, turn_s: float = TURN_S) -> bool:
+        """Take in one batch of each file that has more; return whether all is in. Raises StoreError, OSError.
+
+        It returns soon after *turn_s*: whoever calls it shows signs of life in between.
+        """
+        began, begin = time.time(), time.monotonic()
+        done = True
+        failed: Optional[OSError] = None
+        for number, path in enumerate(spool.files(self.folder)):
+            if number and time.monotonic() - begin > turn_s:
+                done = False
+                break
+            try:
+                done = self._load_from(path) and done
+            except OSError as error:  # the other files shall not wait for this one
+                failed = error
+        if failed is not None:
+            raise failed
+        if done:
             self._tell(began)
-        return left == 0
+        return done
 
     def waiting_bytes(self) -> int:
         """Return what is in the spool and not in the store, as far as that is known without the store."""
@@ -97,22 +110,23 @@ class Loader:
             sizes = {path.name: path.stat().st_size for path in spool.files(self.folder)}
         except OSError:
             return 0
-        return sum(size - self._positions.get(name, 0) for name, size in sizes.items())
+        return sum(max(0, size - self._positions.get(name, 0)) for name, size in sizes.items())
 
     def trim(self) -> int:
         """Forget a chunk of what is too old or too much; return how many rows it was."""
-        ledger = self._config.ledger
-        deleted = trim(self._database, ledger.days, ledger.rows, time.time())
+        ledger, now = self._config.ledger, time.time()
+        keep_positions(self._database, [name for name, reached in self._positions.items() if reached], now)
+        deleted = trim(self._database, ledger.days, ledger.rows, now)
         self._count("trimmed", deleted)
         return deleted
 
-    def _load_from(self, path: Path) -> int:
-        """Take in a batch and return how many octets are left. A file without a writer goes when it is empty."""
+    def _load_from(self, path: Path) -> bool:
+        """Take in a batch and return whether that was all. A file without a writer goes then."""
         with contextlib.ExitStack() as stack:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
-                return 0
+                return True
             stack.callback(os.close, fd)
             written = _is_written(fd)  # before it is read: what comes after that is read the next time
             size = os.fstat(fd).st_size
@@ -128,7 +142,7 @@ class Loader:
                 path.unlink()
                 del self._positions[path.name]
                 forget_file(self._database, path.name)
-            return max(0, size - begin)
+            return begin >= size
 
     def _position(self, name: str) -> int:
         if name not in self._positions:
@@ -158,11 +172,21 @@ class Loader:
     def _tell(self, until: float) -> None:
         """Say up to when everything is in the store: here by a file's time, to other hosts by the store."""
         loaded = self.folder / LOADED_NAME
-        loaded.touch(mode=0o600)
+        _make_folder(self.folder)
+        make_file(loaded)
         os.utime(loaded, (until, until))
         if time.monotonic() >= self._tell_at:
             set_loaded_until(self._database, self._host, until)
             self._tell_at = time.monotonic() + TELL_EVERY_S
+
+
+def _make_folder(folder: Path) -> None:
+    """Make *folder* where it is not there. Made by root, for a report, it is for the daemon's user. Raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            state = folder.parent.stat()
+            os.chown(folder, state.st_uid, state.st_gid, follow_symlinks=False)
 
 
 def _is_written(fd: int) -> bool:

@@ -83,8 +83,8 @@ class Spool:
                 self._fd = -1
 
     def _append(self, octets: bytes) -> None:
-        if self._fd >= 0 and self._size >= SEGMENT_BYTES:
-            os.close(self._fd)
+        if self._fd >= 0 and (self._size >= SEGMENT_BYTES or not os.fstat(self._fd).st_nlink):
+            os.close(self._fd)  # it is long enough, or somebody has deleted it
             self._fd = -1
         if self._fd < 0:
             self._begin()
@@ -95,21 +95,21 @@ class Spool:
         self._size += written
 
     def _take_back(self) -> None:
-        """Remove what is half there, so that it does not run into the next record."""
-        try:
+        """Remove what is half there. The loader may have read it already, so nothing more goes into this file."""
+        with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._size)
-        except OSError:
-            os.close(self._fd)
-            self._fd = -1
+        os.close(self._fd)
+        self._fd = -1
+        self._full_until = time.monotonic() + 1.0
 
     def _begin(self) -> None:
         """Begin a file. It gets its name once it is locked, for a file without a lock is done with."""
         if time.monotonic() < self._full_until:
-            raise OSError("the spool is full")
+            raise OSError("the spool or its file system is full")
         self._folder.mkdir(mode=0o700, exist_ok=True)
         if spooled_bytes(self._folder) >= self._limit_bytes:
             self._full_until = time.monotonic() + 1.0
-            raise OSError("the spool is full")
+            raise OSError("the spool or its file system is full")
         name = f"{time.time_ns():020d}-{os.getpid()}"
         new = self._folder / f"{name}.new"
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)

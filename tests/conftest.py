@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The databases and disks that several test files use."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from postgresql import PostgreSQL, needs_postgresql
+from smalldisk import mounted
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    with PostgreSQL() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/gatepost.db"
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> str:
+    """The URL of an empty database."""
+    return postgresql.database()
+
+
+@pytest.fixture(params=["sqlite_url", pytest.param("postgresql_url", marks=needs_postgresql)])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database, of each kind."""
+    found: str = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def query(request: pytest.FixtureRequest) -> Callable[[str, str], list[str]]:
+    """Run a statement past the store; rows as psql writes them."""
+
+    def run(url: str, statement: str) -> list[str]:
+        if not url.startswith("sqlite"):
+            server: PostgreSQL = request.getfixturevalue("postgresql")
+            return server.query(url.rpartition("/")[2], statement)
+        connection = sqlite3.connect(url.partition("///")[2], timeout=20, isolation_level=None)
+        try:
+            return ["|".join(map(str, row)) for row in connection.execute(statement)]
+        finally:
+            connection.close()
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    with mounted(tmp_path / "disk") as folder:
+        yield folder

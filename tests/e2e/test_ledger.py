@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import email
+import email.policy
+import os
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -172,3 +176,33 @@ def test_both_see_many_messages_of_one_connection_and_each_is_a_row(both: Stage)
     assert all(item.accepted for item in sent)
     assert [len(of(both, item.queue_id)) for item in sent] == [1] * 5
     assert len([row for row in rows(both.state_directory) if row["recipient"] == "many@example.com"]) == 5
+
+
+# A report by mail
+
+
+@pytest.fixture
+def sendmail(hub: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have sendmail(1) be the private Postfix's."""
+    script = tmp_path / "sendmail"
+    settings = "".join(f"export {name}='{value}'\n" for name, value in hub.postfix.environment.items())
+    script.write_text(f"#!/bin/sh\n{settings}exec {hub.postfix.program('sendmail')} \"$@\"\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+
+def test_report_goes_to_its_notify_address_through_the_local_mta(hub: Stage, sendmail: None) -> None:
+    hub.send("app@vendor.example", "customer@example.com", MESSAGE, client=HEAD_OFFICE)
+    done = hub.gatepost(
+        "report", "start", "--type", "P2SenderAttribution", "--title", "Who?", "--notify-address", "mary@contoso.com"
+    )
+    assert done.returncode == 0, done.stderr
+    mail = hub.inside.wait(lambda mail: mail.rcpt_to == ["mary@contoso.com"] and b"Auto-Submitted" in mail.content)
+    assert mail.mail_from == "postmaster@contoso.com"
+    message = email.message_from_bytes(mail.content, policy=email.policy.default)
+    assert message["Subject"] == "Who?"
+    assert message["Auto-Submitted"] == "auto-generated"
+    files = {part.get_filename(): part for part in message.iter_attachments()}
+    (table,) = [part.get_content() for name, part in files.items() if name.endswith(".csv")]
+    assert ",customer@example.com##Relayed," in table
+    assert [name for name in files if name.endswith(".html")]

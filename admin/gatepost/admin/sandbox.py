@@ -290,7 +290,7 @@ class Postfix:
             self._master = subprocess.Popen(
                 # A Postfix must not outlive a demo or a test that is killed.
                 ["setpriv", "--pdeathsig", "TERM", str(self._programs.daemons / "master")],
-                env={**self._environment(), "POSTLOG_SERVICE": str(early_log)},
+                env={**self.environment, "POSTLOG_SERVICE": str(early_log)},
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -396,7 +396,13 @@ class Postfix:
         if complaints:
             raise SandboxError(f"main.cf:\n{complaints.decode(errors='replace')}{self._log.tail()}")
 
-    def _environment(self) -> dict[str, str]:
+    def program(self, name: str) -> Path:
+        """Return one of this Postfix's commands, to be run with `environment`."""
+        return self._programs.commands / name
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its commands need to find this Postfix."""
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "MAIL_CONFIG": str(self.config_directory)}
         if self._programs.libraries:
             environment["LD_LIBRARY_PATH"] = str(self._programs.libraries)
@@ -405,10 +411,10 @@ class Postfix:
     def _command(self, name: str, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         # In the queue folder, so that a socket's relative path means what it means to a chrooted daemon.
         return subprocess.run(
-            [str(self._programs.commands / name), *arguments],
+            [str(self.program(name)), *arguments],
             input=stdin,
             capture_output=True,
-            env=self._environment(),
+            env=self.environment,
             cwd=self.queue_directory,
             timeout=60,
             check=False,

@@ -10,10 +10,13 @@ import sqlalchemy as sa
 
 from gatepost.service.database import Database
 from gatepost.service.ledger import Bounced, Entry, Record, merged
-from gatepost.service.schema import REFUSED, bounces, hosts, jobs, ledger, report_rows, spools
+from gatepost.service.report_store import forget_report
+from gatepost.service.schema import REFUSED, bounces, hosts, jobs, ledger, spools
 
 REFUSED_SHARE = 10
 """Refusals may be one in so many of the rows that the ledger keeps."""
+TRIM_LIMIT = 20_000
+"""How many rows one call of `trim` deletes. Before that it counts them all, which takes long itself."""
 TRIM_CHUNK = 1000
 SAME_BOUNCE_S = 60.0
 """The map is asked several times for one bounce: look-ups of one address within this count as one."""
@@ -123,18 +126,18 @@ def loaded_until(database: Database) -> dict[str, float]:
 
 
 def trim(database: Database, days: int, rows: int, now: float) -> int:
-    """Delete up to TRIM_CHUNK of what is older than *days*, or beyond *rows*; return how many rows that were.
+    """Delete up to TRIM_LIMIT of what is older than *days*, or beyond *rows*; return how many rows that were.
 
     Refusals, which strangers can cause without end, make room first.
     """
     before = now - days * _DAY_S
-    deleted = _delete_oldest(database, ledger.c.time < before, TRIM_CHUNK)
-    if deleted < TRIM_CHUNK:
+    deleted = _delete_oldest(database, ledger.c.time < before, TRIM_LIMIT)
+    if deleted < TRIM_LIMIT:
         refused = database.read(lambda connection: _count(connection, REFUSED))
-        deleted += _delete_oldest(database, REFUSED, min(TRIM_CHUNK, refused - rows // REFUSED_SHARE))
-    if deleted < TRIM_CHUNK:  # else refusals may still be in the place of others
+        deleted += _delete_oldest(database, REFUSED, min(TRIM_LIMIT, refused - rows // REFUSED_SHARE))
+    if deleted < TRIM_LIMIT:  # else refusals may still be in the place of others
         there = database.read(lambda connection: _count(connection, None))
-        deleted += _delete_oldest(database, sa.true(), min(TRIM_CHUNK, there - rows))
+        deleted += _delete_oldest(database, sa.true(), min(TRIM_LIMIT, there - rows))
     if deleted == 0:
         _trim_others(database, before, now)
     return deleted
@@ -146,21 +149,31 @@ def _count(connection: sa.engine.Connection, condition: Optional[Any]) -> int:
 
 
 def _delete_oldest(database: Database, condition: Any, limit: int) -> int:
-    if limit <= 0:
-        return 0
-    chunk = sa.select(ledger.c.id).where(condition).order_by(ledger.c.time).limit(limit)
+    """Delete up to *limit* rows, so many at a time that other writers need not wait long; return how many."""
+    deleted = 0
+    while deleted < limit:
+        gone = _delete(database, condition, min(TRIM_CHUNK, limit - deleted))
+        deleted += gone
+        if gone == 0:
+            break
+    return deleted
+
+
+def _delete(database: Database, condition: Any, limit: int) -> int:
+    oldest = sa.select(ledger.c.id).where(condition).order_by(ledger.c.time).limit(limit)
     # Another host may be at the same rows.
-    chosen = ledger.c.id.in_(chunk.with_for_update(skip_locked=True))
+    chosen = ledger.c.id.in_(oldest.with_for_update(skip_locked=True))
     return database.write(lambda connection: int(connection.execute(ledger.delete().where(chosen)).rowcount))
 
 
 def _trim_others(database: Database, before: float, now: float) -> None:
+    old = sa.select(jobs.c.job_id).where(jobs.c.submitted < before)
+    for job_id in database.read(lambda connection: connection.execute(old).scalars().all()):
+        forget_report(database, job_id)
+
     def work(connection: sa.engine.Connection) -> None:
         connection.execute(bounces.delete().where(bounces.c.last < before))
         connection.execute(spools.delete().where(spools.c.changed < now - SPOOL_DAYS * _DAY_S))
         connection.execute(hosts.delete().where(hosts.c.loaded_until < before))
-        old = sa.select(jobs.c.job_id).where(jobs.c.submitted < before)
-        connection.execute(report_rows.delete().where(report_rows.c.job_id.in_(old)))
-        connection.execute(jobs.delete().where(jobs.c.submitted < before))
 
     database.write(work)

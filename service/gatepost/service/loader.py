@@ -113,7 +113,9 @@ class Loader:
         return sum(max(0, size - self._positions.get(name, 0)) for name, size in sizes.items())
 
     def trim(self) -> int:
-        """Forget a chunk of what is too old or too much; return how many rows it was."""
+        """Forget some of what is too old or too much, unless another one is the loader; return how many rows it was."""
+        if self._lock_fd < 0:
+            return 0
         ledger, now = self._config.ledger, time.time()
         keep_positions(self._database, [name for name, reached in self._positions.items() if reached], now)
         deleted = trim(self._database, ledger.days, ledger.rows, now)

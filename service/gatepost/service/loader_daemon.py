@@ -57,8 +57,8 @@ class LedgerDaemon:
         while not signal.sigtimedwait({signal.SIGUSR1}, pause_s):
             series.beat(time.monotonic())
             pause_s = self._load(loader, series)
-            if pause_s == POLL_S and time.monotonic() >= trim_at:
-                pause_s, trim_at = self._trim(loader)
+            if pause_s < RETRY_S and time.monotonic() >= trim_at:
+                pause_s, trim_at = self._trim(loader, pause_s)
         end = time.monotonic() + DRAIN_S
         while self._load(loader, series) == 0.0 and time.monotonic() < end:
             series.beat(time.monotonic())
@@ -79,14 +79,14 @@ class LedgerDaemon:
             series.set(metrics.LEDGER_LOADED, (self.name,), began)
         return POLL_S if done else 0.0
 
-    def _trim(self, loader: Loader) -> tuple[float, float]:
-        """Forget a chunk of what is too old; return when to go on with the loop, and when with this."""
+    def _trim(self, loader: Loader, pause_s: float) -> tuple[float, float]:
+        """Forget some of what is too old; return when to go on with the loop, and when with this."""
         try:
             if loader.trim():
                 return 0.0, 0.0
         except (StoreError, OSError) as error:
             log.warning(f"ledger: what is too old cannot be deleted: {error}")
-        return POLL_S, time.monotonic() + TRIM_EVERY_S
+        return pause_s, time.monotonic() + TRIM_EVERY_S
 
     def _complain(self, loader: Loader, series: Series, error: Exception) -> None:
         series.add(metrics.ERRORS, ("ledger", "store"))

@@ -147,6 +147,12 @@ def forget_rows(database: Database, job_id: str) -> None:
             return
 
 
+def forget_report(database: Database, job_id: str) -> None:
+    """Delete a report, rows and all."""
+    forget_rows(database, job_id)
+    database.write(lambda connection: connection.execute(jobs.delete().where(jobs.c.job_id == job_id)))
+
+
 def erase(database: Database, address: str, progress: Callable[[int], None] = lambda count: None) -> Erased:
     """Delete every row that names *address*, as it is or inside an SRS address; *progress* is told how many at a time.
 

@@ -23,6 +23,7 @@ from gatepost.policyd.decisions import (
 )
 from gatepost.relay import Result
 from gatepost.service.config import parse
+from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
 from gatepost.service.snapshot import Snapshot, build, bypass_file
@@ -745,3 +746,81 @@ def test_excluded_sender_is_in_neither_map(state: Path) -> None:
     hub = snapshot(state, exclude=["fabrikam.com"])
     assert forward(hub, "bob@fabrikam.com", NOW) is None
     assert look_up(hub, "egress", "bob@fabrikam.com", NOW, nothing) == Entry(Found.NOTFOUND)
+
+
+# --- The ledger
+
+
+ABROAD = {"client_address": "192.0.2.5", "helo_name": "app.contoso.com", "size": "1234"}
+
+
+def test_recipients_that_pass_are_recorded_at_data_under_one_reference(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "App@contoso.com", **ABROAD)
+    assert [connection.rcpt(rcpt).passed for rcpt in ("X@example.com", "mary@contoso.com")] == [(), ()]
+    outside, inside = connection.data().passed
+    assert outside == LedgerEntry(
+        reference="REFERENCE1",
+        recipient="x@example.com",
+        time=NOW,
+        queue_id="4CgSNs5Q9s",
+        client="192.0.2.5",
+        helo="app.contoso.com",
+        reverse_path="app@contoso.com",
+        sender_domain="contoso.com",
+        sender_accepted=1,
+        organization="contoso",
+        connector="office",
+        requirements="2023-11-01",
+        verdict_current="relay",
+        verdict_legacy="relay",
+        reason="p1-accepted",
+        action="pass",
+        size_bytes=1234,
+    )
+    assert (inside.reference, inside.recipient, inside.verdict_current) == ("REFERENCE1", "mary@contoso.com", "inside")
+
+
+def test_recipient_that_is_refused_is_recorded_at_once_and_p2_is_not_known(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "bob@fabrikam.com", **ABROAD)
+    refused = connection.rcpt("x@example.com").refused
+    assert refused is not None
+    assert (refused.action, refused.verdict_current, refused.verdict_legacy) == ("reject", "refuse", "")
+    connection.rcpt("mary@contoso.com")
+    assert [entry.recipient for entry in connection.data().passed] == ["mary@contoso.com"]
+
+
+def test_wrong_hash_is_recorded_with_its_reason_whoever_applies_the_relay_rule(state: Path) -> None:
+    hub = snapshot(state)
+    refused = Connection(hub).rcpt(forged(hub)).refused
+    assert refused is not None
+    assert (refused.recipient, refused.action, refused.reason) == (forged(hub).lower(), "reject", "srs-forged")
+
+
+def test_where_the_milter_decides_policyd_records_nothing_that_passes(state: Path) -> None:
+    connection = Connection(snapshot(state), "app@contoso.com", **ABROAD)
+    connection.rcpt("x@example.com")
+    assert connection.data().passed == ()
+
+
+def test_bounce_to_an_srs_recipient_is_recorded_as_brought_back(state: Path) -> None:
+    hub = snapshot(state, by="policyd")
+    connection = Connection(hub)
+    connection.rcpt(srs(hub))
+    assert [(entry.recipient, entry.action) for entry in connection.data().passed] == [(srs(hub).lower(), "return")]
+
+
+def test_mail_that_is_refused_at_data_is_recorded_as_refused_only(state: Path) -> None:
+    hub = snapshot(state, by="policyd")
+    connection = Connection(hub, "eve@fabrikam.com")
+    connection.rcpt(srs(hub))
+    answer = connection.data()
+    assert answer.refused is not None
+    assert (answer.passed, answer.refused.reason) == ((), "srs-not-a-bounce")
+
+
+def test_worker_that_did_not_see_rcpt_records_a_single_recipient_at_data(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **ABROAD)
+    connection.rcpt("x@example.com")
+    connection.known = Transaction()  # another worker's connection
+    (entry,) = connection.data().passed
+    assert (entry.recipient, entry.verdict_current, entry.queue_id) == ("x@example.com", "relay", "4CgSNs5Q9s")

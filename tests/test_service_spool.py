@@ -190,6 +190,26 @@ def test_every_record_that_was_added_before_kill_9_is_there(folder: Path) -> Non
             path.unlink()
 
 
+def test_file_that_is_old_is_left_to_the_loader_without_another_record(folder: Path, series: Series) -> None:
+    young, old = Spool(folder, 1 << 30, series, segment_s=60), Spool(folder, 1 << 30, series, segment_s=0)
+    for item in (young, old):
+        item.add([entry("a")])
+        item.tick()
+    assert [is_held(path) for path in spool.files(folder)] == [True, False]
+    old.add([entry("b")])
+    assert names(folder) == ["a", "a", "b"]
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a file's writer still has it."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 # Where there is no room
 
 
@@ -205,7 +225,7 @@ def test_full_spool_takes_no_more_until_the_loader_has_made_room(
     assert counts(series) == {"spooled": added, "lost": 101}
     errors = capfd.readouterr().err.splitlines()
     assert [text.split("]: ")[1] for text in errors] == [
-        f"error: ledger: {folder}: the spool or its file system is full; 1 records are lost, mail goes on"
+        f"error: ledger: {folder}: the spool or its file system is full; 1 records are lost"
     ]
     for path in spool.files(folder):
         path.unlink()
@@ -274,7 +294,7 @@ def test_missing_state_directory_is_worded_once_and_used_once_it_is_there(
     assert not any(written.add([entry("a")]) for _ in range(100))
     errors = capfd.readouterr().err.splitlines()
     assert [text.split("]: ")[1] for text in errors] == [
-        f"error: ledger: {folder}: No such file or directory; 1 records are lost, mail goes on"
+        f"error: ledger: {folder}: No such file or directory; 1 records are lost"
     ]
     (tmp_path / "state").mkdir()
     assert written.add([entry("b")])

@@ -256,8 +256,11 @@ class MilterDaemon:
         running = threading.Thread(target=milter.main, daemon=True)
         running.start()
         series.ready = True
+        spool = self._worker.shared.spool
         while running.is_alive():
             series.beat(time.monotonic())
+            if spool is not None:
+                spool.tick()
             if signal.sigtimedwait({signal.SIGUSR1}, BEAT_S):
                 self._drain(series)
                 return

@@ -80,13 +80,15 @@ class Transaction:
 class Aids:
     """What a decision asks beside the snapshot.
 
-    new_reference: makes the random reference of a relay refusal. stored: the store. guessing: tells of a client, by
-    its IP address, whether it has named too many forged SRS recipients.
+    new_reference: makes the random reference of a message. stored: the store. guessing: tells of a client, by its IP
+    address, whether it has named too many forged SRS recipients. noted: the reference that another worker has noted for
+    the recipient of a request just before, "" for none.
     """
 
     new_reference: Callable[[], str]
     stored: Stored
     guessing: Callable[[str], bool]
+    noted: Callable[[Attributes], str] = lambda _: ""
 
 
 class Found(Enum):
@@ -137,6 +139,9 @@ def decide(
     if state == b"DATA":
         answer = _data(snapshot, request, before, now, aids)
         queue_id = _text(request, b"queue_id")
+        if _records(snapshot) and not before.passed and _single(request):  # another worker saw RCPT, and is gone
+            reference = aids.noted(request) or before.reference
+            before = _rcpt(snapshot, request, replace(before, reference=reference), now, aids)[1]
         passed = () if answer.action is Action.REJECT else before.passed
         return replace(answer, passed=tuple(item._replace(queue_id=queue_id) for item in passed)), before
     return _rcpt(snapshot, request, before, now, aids)
@@ -166,10 +171,15 @@ def _passed(
     snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int
 ) -> tuple[Answer, Transaction]:
     """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
-    if not snapshot.config.ledger.days or snapshot.config.relay.enforced_by != "policyd":
+    if not _records(snapshot):
         return answer, after
     entry = recording.entry(snapshot, request, after.reference, now, answer.verdict)
     return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
+
+
+def _records(snapshot: Snapshot) -> bool:
+    """Tell whether what is let through is recorded here, as the milter does elsewhere."""
+    return bool(snapshot.config.ledger.days) and snapshot.config.relay.enforced_by == "policyd"
 
 
 def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, now: int, aids: Aids) -> Optional[Answer]:

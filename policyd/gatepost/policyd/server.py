@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from typing import Any, Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
-from gatepost.policyd.decisions import Aids, Entry, Found, Transaction
+from gatepost.policyd.decisions import Action, Aids, Attributes, Entry, Found, Transaction
 from gatepost.policyd.wire import (
     PolicyParser,
     ProtocolError,
@@ -35,7 +35,7 @@ from gatepost.policyd.wire import (
 )
 from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
 from gatepost.service import flow, log, replies
-from gatepost.service.hops import Hop, policyd_key
+from gatepost.service.hops import NOTE_AGE_S, Hop, policyd_key
 from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
 from gatepost.service.reference import new_reference
 from gatepost.service.reversal import Bounce
@@ -221,7 +221,9 @@ class Connection(asyncio.Protocol):
         worker, series = self._worker, self._worker.series
         now = int(time.time())
         client = text_of(request.get(b"client_address", b""))
-        aids = Aids(new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now))
+        aids = Aids(
+            new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now), self._noted
+        )
         try:
             answer, self._transaction = decisions.decide(worker.snapshot, request, self._transaction, now, aids)
         except StoreError as error:
@@ -239,12 +241,25 @@ class Connection(asyncio.Protocol):
             log.info(answer.log)
         if answer.refused is not None:
             worker.record_refusal(answer.refused)
+        if answer.action is Action.REDIRECT:
+            worker.record_bounce(decisions.rcpt_at_data(request, self._transaction))
         if answer.noted and worker.hops:
-            attributes = map(request.get, (b"client_address", b"client_port", b"sender", b"recipient"))
-            key = policyd_key(*(text_of(value or b"") for value in attributes))
-            worker.hops.put(key, Hop(b"", answer.noted), now)
+            worker.hops.put(_note(request), Hop(b"", answer.noted), now)
         self._recording = worker.record(answer.passed)
         return octets_of(answer.text)
+
+
+    def _noted(self, request: Attributes) -> str:
+        """Return the reference that was noted for the recipient of *request*, "" for none."""
+        hops = self._worker.hops
+        hop = hops.get(_note(request), int(time.time()), NOTE_AGE_S) if hops else None
+        return hop.reference if hop else ""
+
+
+def _note(request: Attributes) -> str:
+    """Return the key under which the milter finds what was noted for a recipient."""
+    attributes = map(request.get, (b"client_address", b"client_port", b"sender", b"recipient"))
+    return policyd_key(*(text_of(value or b"") for value in attributes))
 
 
 def _map_reply(request: LookUp, entry: Entry) -> bytes:

@@ -145,7 +145,7 @@ class Worker:
         if self._spool is not None:
             self._write_later(self._spool.add_refusal, record)
 
-    def _record_bounce(self, address: str) -> None:
+    def record_bounce(self, address: str) -> None:
         """Have it written that mail came back to an SRS address; Postfix asks the maps several times for each."""
         if self._spool is None:
             return
@@ -225,7 +225,7 @@ class Worker:
         if entry.bounce is not None:
             self.series.add(SRS_REVERSALS, (entry.bounce.value,))
             if entry.bounce is Bounce.ORIGINAL:
-                self._record_bounce(request.key)
+                self.record_bounce(request.key)
         return entry
 
     def _forward(self, fetched: Fetched) -> Entry:
@@ -250,6 +250,8 @@ class Worker:
     def tick(self, now: float) -> None:
         """Show that this process is alive; cut off what has been half sent for too long."""
         self.series.beat(now)
+        if self._spool is not None:
+            self._spool.tick()
         for connection in [item for item, since in self.half_sent.items() if now - since > HALF_SENT_S]:
             connection.break_off(f"request unfinished after {HALF_SENT_S:.0f} s")
 

@@ -22,6 +22,8 @@ from gatepost.service.series import Series
 
 SEGMENT_BYTES = 1 << 20
 """A file that has grown to this is left to the loader, and another one begun."""
+SEGMENT_S = 600.0
+"""So is one of this age, for what is in the store shall not stay here for longer than need be."""
 REFUSALS = 1000
 REFUSALS_PER_S = 5.0
 """Refusals at RCPT that one worker records: so many at once, then so many a second. A flood fills no store."""
@@ -36,13 +38,15 @@ class Spool:
     record; a process that forks after that must not go on using it.
     """
 
-    def __init__(self, folder: Path, limit_bytes: int, series: Series) -> None:
+    def __init__(self, folder: Path, limit_bytes: int, series: Series, segment_s: float = SEGMENT_S) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._series = series
+        self._segment_s = segment_s
         self._lock = threading.Lock()
         self._fd = -1
         self._size = 0
+        self._begun_at = 0.0
         self._full_until = 0.0
         self._refusals = float(REFUSALS)
         self._refused_at = 0.0
@@ -75,17 +79,29 @@ class Spool:
             return True
         return self.add([record])
 
+    def tick(self) -> None:
+        """Leave a file to the loader that is old enough; to be called now and then. It never waits."""
+        if self._fd < 0 or time.monotonic() - self._begun_at < self._segment_s:
+            return
+        if self._lock.acquire(blocking=False):
+            try:
+                self._leave()
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         """Leave the file to the loader."""
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _append(self, octets: bytes) -> None:
         if self._fd >= 0 and (self._size >= SEGMENT_BYTES or not os.fstat(self._fd).st_nlink):
-            os.close(self._fd)  # it is long enough, or somebody has deleted it
-            self._fd = -1
+            self._leave()  # it is long enough, or somebody has deleted it
         if self._fd < 0:
             self._begin()
         written = os.write(self._fd, octets)
@@ -120,14 +136,14 @@ class Spool:
             os.close(fd)
             new.unlink()
             raise
-        self._fd, self._size = fd, 0
+        self._fd, self._size, self._begun_at = fd, 0, time.monotonic()
 
     def _lose(self, count: int, why: str) -> None:
         self._series.add(metrics.LEDGER_RECORDS, ("lost",), count)
         self._series.add(metrics.ERRORS, ("ledger", "spool"))
         self._lost += count
         if time.monotonic() >= self._complain_at:
-            log.error(f"ledger: {self._folder}: {why}; {self._lost} records are lost, mail goes on")
+            log.error(f"ledger: {self._folder}: {why}; {self._lost} records are lost")
             self._complain_at = time.monotonic() + LOG_EVERY_S
             self._lost = 0
 

@@ -131,6 +131,62 @@ def test_egress_hop_writes_under_the_recipient_that_forwarded_it(tmp_path: Path)
     )
 
 
+def test_all_recipients_of_a_message_that_is_refused_after_its_headers_are_recorded(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + LEGACY + CONTOSO)
+    mta.message(mta.connected(), "<app@vendor.example>", [OUTSIDE, "<y@gmail.example>"])
+    first, second = recorded(mta)
+    assert [first.recipient, second.recipient] == ["x@gmail.example", "y@gmail.example"]
+    assert first._replace(recipient="") == second._replace(recipient="")
+
+
+def test_refusals_of_one_message_have_one_reference(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + '[srs]\nreverse = "milter"\n' + CONTOSO)
+    session = mta.connected()
+    session.mail("<>")
+    for user in ("a", "b"):
+        reply = session.rcpt(f"<bounces+SRS=aaaaaaaa=G3=fabrikam.com={user}@contoso.com>", [])
+        assert reply is not None
+        assert reply.code == 550
+    first, second = recorded(mta)
+    assert (first.reference, first.reason) == (second.reference, "srs-forged")
+
+
+def test_recipient_that_is_put_off_is_not_recorded(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + '[srs]\nreverse = "milter"\nfailures_per_hour = 1\n' + CONTOSO)
+    session = mta.connected("198.51.100.7")
+    session.mail("<>")
+    forged = "<bounces+SRS=aaaaaaaa=G3=fabrikam.com=bob@contoso.com>"
+    codes = [reply.code for reply in (session.rcpt(forged, []) for _ in range(4)) if reply]
+    assert codes[-1] == 450
+    assert len(recorded(mta)) == codes.count(550)
+
+
+@pytest.mark.parametrize("header", ["X-Sieve-Redirected-From", "From", "Message-ID", "Received", "Subject"])
+def test_ledger_changes_nothing_of_what_becomes_of_mail(tmp_path: Path, header: str) -> None:
+    senders = []
+    for days in (0, 90):
+        folder = tmp_path / str(days)
+        folder.mkdir()
+        mta = Mta(folder, ENFORCE + CONTOSO + f"[ledger]\ndays = {days}\n")
+        session = mta.connected("127.0.0.1", 0)
+        session.mail("<bob@fabrikam.com>")
+        session.rcpt(OUTSIDE, [])
+        if days:  # else headers are not asked for
+            session.header(header, "ceo@contoso.com")
+            session.eoh()
+        assert session.eom(mta) is None
+        senders += mta.senders
+    assert senders[0] == senders[1]
+    assert senders[0].startswith("bounces+SRS=")
+
+
+def test_from_headers_without_end_are_not_read(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, '[relay]\nmode = "monitor"\n' + CONTOSO)
+    long = ", ".join(["a@b"] * 20_000)
+    mta.message(mta.connected(), "<app@vendor.example>", headers=[("From", long), *FROM, *[("From", "c" * 9000)] * 100])
+    assert [entry.header_from for entry in recorded(mta)] == ["ceo@contoso.com"]
+
+
 @pytest.mark.parametrize("required", [False, True])
 def test_spool_that_cannot_be_written_stops_mail_only_where_the_ledger_is_required(
     tmp_path: Path, required: bool, capfd: pytest.CaptureFixture[str]
@@ -152,6 +208,8 @@ def test_spool_that_cannot_be_written_stops_mail_only_where_the_ledger_is_requir
 @example("=?utf-8?q?J=C3=B6rg?= <joerg@contoso.com>")
 @example("a b@contoso.com")
 @example("<>")
+@example("bob@contoso.com\u00a0")
+@example("\x1cbob@contoso.com")
 def test_the_usual_from_headers_are_read_as_all_others(value: str) -> None:
     assert header_addresses([value]) == tuple(address for _, address in getaddresses([value]) if address)
 

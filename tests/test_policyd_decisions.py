@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -98,6 +99,7 @@ class Connection:
         self.known = Transaction()
         self.taken: list[str] = []
         self.guessing = False
+        self.new_reference = lambda: "REFERENCE1"
 
     def ask(self, state: str, **attributes: str) -> Answer:
         request = {**self.attributes, "protocol_state": state, **attributes}
@@ -107,7 +109,7 @@ class Connection:
 
     def aids(self) -> Aids:
         address = self.attributes["client_address"]
-        return Aids(lambda: "REFERENCE1", nothing, lambda client: self.guessing and client == address)
+        return Aids(self.new_reference, nothing, lambda client: self.guessing and client == address)
 
     def rcpt(self, recipient: str) -> Answer:
         queue_id = "4CgSNs5Q9s" if self.taken else ""
@@ -192,7 +194,7 @@ def test_unknown_token_is_dunno_in_monitor_mode(state: Path) -> None:
 def test_vrfy_of_a_bad_srs_recipient_is_refused_as_rcpt_is(state: Path, make: Callable[[Snapshot], str]) -> None:
     hub = snapshot(state)
     answer = Connection(hub).ask("VRFY", recipient=make(hub))
-    assert answer == Connection(hub).rcpt(make(hub))
+    assert answer == replace(Connection(hub).rcpt(make(hub)), refused=None)  # no mail, nothing for the ledger
     assert answer.action is Action.REJECT
 
 
@@ -824,3 +826,57 @@ def test_worker_that_did_not_see_rcpt_records_a_single_recipient_at_data(state: 
     connection.known = Transaction()  # another worker's connection
     (entry,) = connection.data().passed
     assert (entry.recipient, entry.verdict_current, entry.queue_id) == ("x@example.com", "relay", "4CgSNs5Q9s")
+
+
+def test_recipient_without_a_domain_is_recorded_as_passed(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **ABROAD)
+    connection.rcpt("root")
+    assert [(entry.recipient, entry.action) for entry in connection.data().passed] == [("root", "pass")]
+
+
+def test_what_is_left_to_postfix_is_recorded_as_that(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "bob@fabrikam.com", client_address="198.51.100.7")
+    connection.rcpt("x@example.com")
+    (entry,) = connection.data().passed
+    assert (entry.verdict_current, entry.reason, entry.action) == ("refuse", "left-to-mta", "pass")
+
+
+def test_recipients_that_postfix_has_refused_beside_a_single_one_are_not_recorded(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **ABROAD)
+    connection.rcpt("nobody@contoso.com")
+    connection.rcpt("mary@contoso.com")
+    connection.taken.remove("nobody@contoso.com")
+    assert [entry.recipient for entry in connection.data().passed] == ["mary@contoso.com"]
+
+
+def test_nothing_is_recorded_twice_of_one_message(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **ABROAD)
+    connection.rcpt("x@example.com")
+    connection.rcpt("mary@contoso.com")
+    assert len(connection.data().passed) == 2
+    assert connection.data().passed == ()
+
+
+def test_message_that_is_put_off_at_data_is_not_recorded_as_passed(state: Path) -> None:
+    hub = snapshot(state, by="policyd", reverse="redirect")
+    connection = Connection(hub)
+    connection.rcpt(srs(hub))
+    connection.known = replace(connection.known, complete=False)
+    connection.taken.append("mary@contoso.com")
+    answer = connection.data()
+    assert (answer.action, answer.passed) == (Action.DEFER, ())
+
+
+def test_verification_of_an_address_is_no_refusal_of_mail(state: Path) -> None:
+    hub = snapshot(state)
+    answer = Connection(hub).ask("VRFY", recipient=forged(hub))
+    assert (answer.action, answer.refused) == (Action.REJECT, None)
+
+
+def test_refusals_of_one_message_have_one_reference(state: Path) -> None:
+    hub = snapshot(state)
+    references = iter(("FIRST", "SECOND"))
+    connection = Connection(hub)
+    connection.new_reference = lambda: next(references)
+    refused = [connection.rcpt(address).refused for address in (forged(hub), expired(hub))]
+    assert [entry.reference for entry in refused if entry] == ["FIRST", "FIRST"]

@@ -190,8 +190,9 @@ class MilterDaemon:
         Not timed as a stage: there are too many of them.
         """
         if name.lower() in HEADERS:
+            session: Optional[Session] = None
             try:
-                session: Optional[Session] = ctx.getpriv()
+                session = ctx.getpriv()
                 if session is not None:
                     session.header(name, _text(value))
             except Exception as error:  # noqa: BLE001  the outermost shell

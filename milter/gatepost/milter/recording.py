@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from gatepost.milter.transaction import Recipient, Transaction, header_addresses
-from gatepost.relay import Mail, Organization, Verdict
+from gatepost.relay import Mail, Organization, RuleSet, Verdict
 from gatepost.service.ledger import (
     PASS,
     REJECT,
@@ -58,7 +58,7 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient, rewri
     current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
     known = not item.by_policyd
     return base._replace(  # once: it takes as long as a verdict
-        recipient=item.rcpt.lower(),
+        recipient=(item.by_policyd or item.rcpt).lower(),
         rewritten=rewritten.lower(),
         action=REWRITE if rewritten else PASS,
         organization=verdict.organization.name if verdict.organization and known else "",
@@ -69,15 +69,13 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient, rewri
     )
 
 
-def refused(
-    seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "", *, headers_seen: bool
-) -> Entry:
-    """Return the record of a recipient that is refused. Without headers P2, which comes later, is unknown."""
+def refused(seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "") -> Entry:
+    """Return the record of a recipient that is refused. At RCPT P2, which comes later, is unknown."""
     p2 = header_addresses(seen.transaction.headers_from)
     entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=REJECT)
     if verdict is not None:
         entry = with_verdict(entry, seen.snapshot, verdict)
-        if headers_seen:
+        if p2 or seen.snapshot.config.relay.requirements is RuleSet.LEGACY:
             mail = Mail(seen.transaction.reverse_path, p2)
             current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
             entry = entry._replace(verdict_current=current, verdict_legacy=legacy)

@@ -14,9 +14,9 @@ from typing import Optional
 from gatepost.milter import recording
 from gatepost.milter.recording import Circumstances
 from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
-from gatepost.relay import Client, Mail, Organization, Result, Verdict
+from gatepost.relay import Client, Mail, Organization, Result, RuleSet, Verdict
 from gatepost.service import flow, log, metrics, rewriting
-from gatepost.service.addresses import domain_of, plain, routed
+from gatepost.service.addresses import domain_of, plain, routed, unquoted
 from gatepost.service.flow import Judgement, Treatment
 from gatepost.service.hops import NOTE_AGE_S, Hop, organization_digest, policyd_key
 from gatepost.service.reference import new_reference
@@ -201,15 +201,20 @@ class Session:
         transaction.recipients.append(Recipient(rcpt, judgement, self._noted(transaction, path)))
         return None
 
-    def _noted(self, transaction: Transaction, path: str) -> bool:
-        """Tell whether policyd has decided on this recipient just before; its record has the same reference then."""
-        if self._snapshot.config.relay.enforced_by == "milter" or self._shared.spool is None:
-            return False
-        key = policyd_key(self._ip or "", str(self._port), transaction.reverse_path, path.strip("<>"))
-        hop = self._shared.hops.get(key, int(self._clock()), NOTE_AGE_S)
-        if hop is not None:
-            transaction.reference = hop.reference
-        return hop is not None
+    def _noted(self, transaction: Transaction, path: str) -> str:
+        """Return how policyd spells this recipient where it has just decided on it, else "".
+
+        Its record has the reference that this message then gets.
+        """
+        if self._shared.notes is None or self._shared.spool is None:
+            return ""
+        rcpt = unquoted(_SOURCE_ROUTE.sub("", path).strip("<>"))
+        key = policyd_key(self._ip or "", str(self._port), unquoted(transaction.reverse_path), rcpt)
+        note = self._shared.notes.get(key, int(self._clock()), NOTE_AGE_S)
+        if note is None:
+            return ""
+        transaction.reference = note.reference
+        return rcpt
 
     def _srs_rcpt(self, transaction: Transaction, path: str) -> tuple[Optional[Reply], bool]:
         """Judge a recipient as an SRS address; the second result tells whether it goes back to an original sender."""
@@ -253,7 +258,8 @@ class Session:
     def _refuse_srs(self, transaction: Transaction, rcpt: str, reply: Reply, reason: str) -> Reply:
         action = "reject" if reply.code >= 500 else "defer"
         self._log(action, transaction, None, f"to={log.address(rcpt)}, ", reason=reason)
-        self._record_refusal(transaction, rcpt, None, reason)
+        if reply.code >= 500:
+            self._record_refusal(transaction, rcpt, None, reason)
         return reply
 
     def data(self) -> Optional[Reply]:
@@ -261,7 +267,10 @@ class Session:
         transaction = self._transaction
         if transaction is None or not (transaction.returning and self._unwelcome(transaction)):
             return None
-        reply = self._refuse_srs(transaction, transaction.returning[0][0].strip("<>"), BOUNCES_ONLY, "srs-not-a-bounce")
+        first, *others = (path.strip("<>") for path, _ in transaction.returning)
+        reply = self._refuse_srs(transaction, first, BOUNCES_ONLY, "srs-not-a-bounce")
+        for rcpt in others:
+            self._record_refusal(transaction, rcpt, None, "srs-not-a-bounce")
         if self._local:
             transaction.refusal = transaction.refusal or reply
             return None
@@ -291,7 +300,7 @@ class Session:
             return
         name = name.lower()
         if name == "from":
-            transaction.headers_from.append(value)
+            transaction.add_from(value)
         elif name == "message-id":
             transaction.message_id = transaction.message_id or value.strip()
         elif name == "subject":
@@ -301,8 +310,18 @@ class Session:
             transaction.received = True
             if self._egress and transaction.hop is None:
                 transaction.follow_received(value, self._hostname, self._shared.hops, int(self._clock()))
-        elif name == "x-sieve-redirected-from" and transaction.may_redirect(egress=self._egress, local=self._local):
+        elif name == "x-sieve-redirected-from" and self._heeds_sieve(transaction):
             transaction.sieve = transaction.sieve or value.strip()
+
+    def _heeds_sieve(self, transaction: Transaction) -> bool:
+        """Tell whether a Sieve header counts here.
+
+        Only where something else than the ledger has headers asked for: whether that is on must not change any P1.
+        """
+        config = self._snapshot.config
+        if config.egress is None and config.relay.requirements is not RuleSet.LEGACY:
+            return False
+        return transaction.may_redirect(egress=self._egress, local=self._local)
 
     def eoh(self) -> Optional[Reply]:
         """Decide what only the header From can decide (rule set legacy), for the whole message."""
@@ -314,10 +333,12 @@ class Session:
             if recipient.judgement.treatment is Treatment.UNDECIDED:
                 judgement = self._judge(transaction, mail, recipient.rcpt, headers_seen=True)
                 self._judged(transaction, recipient.rcpt, judgement)
-                if judgement.treatment is Treatment.REFUSE:
-                    return self._refuse(transaction, recipient.rcpt, judgement, headers_seen=True)
-                if judgement.treatment is Treatment.UNREWRITABLE:
-                    return self._unrewritable(transaction, recipient.rcpt, judgement)
+                if judgement.treatment in (Treatment.REFUSE, Treatment.UNREWRITABLE):
+                    refuse = self._refuse if judgement.treatment is Treatment.REFUSE else self._unrewritable
+                    reply = refuse(transaction, recipient.rcpt, judgement)
+                    for other in transaction.recipients[index + 1 :]:  # they are alike, see `flow.together`
+                        self._record_refusal(transaction, other.rcpt, judgement.verdict)
+                    return reply
                 transaction.recipients[index] = Recipient(recipient.rcpt, judgement)
         return None
 
@@ -333,6 +354,8 @@ class Session:
         if self._egress:
             return self._egress_eom(transaction, changes, now)
         if transaction.refusal:
+            for item in transaction.recipients:
+                self._record_refusal(transaction, item.rcpt, item.judgement.verdict)
             return transaction.refusal
         if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
             return FAULT  # the end of the headers never came
@@ -406,7 +429,7 @@ class Session:
             first = next(iter(outside or transaction.recipients), None)
             organization = first.judgement.verdict.organization if first else None
             digest = organization_digest(organization.name) if organization else b""
-            transaction.reference = transaction.reference or new_reference()
+            transaction.reference = self._reference(transaction)
             self._shared.hops.put(queue_id, Hop(digest, transaction.reference), now)
 
     def _egress_eom(self, transaction: Transaction, changes: Changes, now: int) -> Optional[Reply]:
@@ -446,12 +469,10 @@ class Session:
         self._series.add(metrics.ERRORS, ("milter", "egress"))
         return FAULT
 
-    def _refuse(
-        self, transaction: Transaction, rcpt: str, judgement: Judgement, *, headers_seen: bool = False
-    ) -> Reply:
-        transaction.reference = transaction.reference or new_reference()
+    def _refuse(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
+        transaction.reference = self._reference(transaction)
         self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ")
-        self._record_refusal(transaction, rcpt, judgement.verdict, headers_seen=headers_seen)
+        self._record_refusal(transaction, rcpt, judgement.verdict)
         return RELAY_DENIED.with_reference(transaction.reference)
 
     def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
@@ -464,12 +485,10 @@ class Session:
         verdict = judgement.verdict
         self._series.add(metrics.DECISIONS, flow.labels(verdict))
         if verdict.result is Result.REFUSE and not judgement.enforce:
-            transaction.reference = transaction.reference or new_reference()
+            transaction.reference = self._reference(transaction)
             self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
 
-    def _finish(
-        self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None
-    ) -> Optional[Reply]:
+    def _finish(self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None) -> Optional[Reply]:
         """Record, log and count the end of a message, one line for all its recipients.
 
         Return a reply where it can't be recorded and must be.
@@ -500,7 +519,7 @@ class Session:
         spool = self._shared.spool
         if spool is None:
             return True
-        seen, reference = self._circumstances(transaction), transaction.reference or new_reference()
+        seen, reference = self._circumstances(transaction), self._reference(transaction)
         if self._egress:
             organization = self._hop_organization(transaction.hop)
             records = recording.egress(seen, reference, rewritten, organization)
@@ -509,20 +528,18 @@ class Session:
         return not records or spool.add(records)
 
     def _record_refusal(
-        self,
-        transaction: Transaction,
-        rcpt: str,
-        verdict: Optional[Verdict],
-        reason: str = "",
-        *,
-        headers_seen: bool = False,
+        self, transaction: Transaction, rcpt: str, verdict: Optional[Verdict], reason: str = ""
     ) -> None:
         spool = self._shared.spool
         if spool is not None:
-            reference = transaction.reference or new_reference()
             seen = self._circumstances(transaction)
-            entry = recording.refused(seen, reference, rcpt, verdict, reason, headers_seen=headers_seen)
-            spool.add_refusal(entry)
+            spool.add_refusal(recording.refused(seen, self._reference(transaction), rcpt, verdict, reason))
+
+    def _reference(self, transaction: Transaction) -> str:
+        """Return the message's reference, the same in all of its records."""
+        if not transaction.reference and not transaction.ledger_reference:
+            transaction.ledger_reference = new_reference()
+        return transaction.reference or transaction.ledger_reference
 
     def _circumstances(self, transaction: Transaction) -> Circumstances:
         queue_id = self._macro("i")

@@ -16,9 +16,8 @@ from gatepost.service.replies import Reply
 
 # Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
 _RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
-_USUAL_FROM = re.compile(
-    r'(?:"[\w .,@()-]*"|[\w =?/+-]*) ?<([\w.+=-]+@[\w.-]+)>|([\w.+=-]+@[\w.-]+)', re.ASCII
-)
+FROM_LIMIT = 8192
+_USUAL_FROM = re.compile(r'(?:"[\w .,@()-]*"|[\w =?/+-]*) ?<([\w.+=-]+@[\w.-]+)>|([\w.+=-]+@[\w.-]+)', re.ASCII)
 _BY_SMTP = re.compile(r"\bwith (?:UTF8)?E?SMTPS?A?\b")
 _FROM_HERE = re.compile(r"from [^\n]*\[(?:127\.\d+\.\d+\.\d+|IPv6:::1)\]")
 
@@ -37,12 +36,12 @@ class Changes(Protocol):
 class Recipient:
     """One that was let through RCPT and is no SRS address, with what was decided of it there.
 
-    by_policyd: policyd has decided on it, and records that.
+    by_policyd: where policyd has decided on it, how that spells it in its record, else "".
     """
 
     rcpt: str
     judgement: Judgement
-    by_policyd: bool = False
+    by_policyd: str = ""
 
 
 @dataclass
@@ -54,6 +53,7 @@ class Transaction:
     header. orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names
     of this Postfix in Received lines, empty below the first line that is another's. refusal: of a message from
     sendmail(1), which can be answered at its end only. size_bytes: as the client declared it.
+    ledger_reference: the message's in the ledger where it has no other.
     """
 
     reverse_path: str
@@ -74,7 +74,13 @@ class Transaction:
     hop: Optional[Hop] = None
     own_hosts: Optional[set[str]] = None
     reference: str = ""
+    ledger_reference: str = ""
     refusal: Optional[Reply] = None
+
+    def add_from(self, value: str) -> None:
+        """Take note of a From header; what nobody's From is as long as is left out, for strangers can send it."""
+        if len(value) + sum(map(len, self.headers_from)) <= FROM_LIMIT:
+            self.headers_from.append(value)
 
     def may_redirect(self, *, egress: bool, local: bool) -> bool:
         """Tell whether a Sieve header at this place can be of this host: above the line of the message's entrance.
@@ -106,7 +112,7 @@ class Transaction:
 def header_addresses(values: Sequence[str]) -> tuple[str, ...]:
     """Return the addr-specs in the values of From headers, as they stand there (RFC 5322, 3.6.2)."""
     if len(values) == 1:
-        usual = _USUAL_FROM.fullmatch(values[0].strip())
+        usual = _USUAL_FROM.fullmatch(values[0].strip(" \t\r\n"))
         if usual:  # in a tenth of the time
             return (usual[1] or usual[2],)
     try:

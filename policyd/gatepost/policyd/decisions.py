@@ -16,12 +16,13 @@ from gatepost.policyd import recording
 from gatepost.relay import Client, Mail, Result, Verdict
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Treatment
+from gatepost.service.ledger import LEFT_TO_MTA, PASS, REJECT, RETURN
 from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.reversal import Bounce, Stored
 from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
-from gatepost.srs import Address, AddressError
+from gatepost.srs import AddressError
 
 Attributes = Mapping[bytes, bytes]
 
@@ -129,7 +130,8 @@ def decide(
         return DUNNO, before
     if state == b"VRFY":  # would else tell right hashes from wrong ones
         bounce = reversal.reverse(snapshot, _text(request, b"recipient"), now, aids.stored).bounce
-        return _refused(snapshot, request, bounce, now, aids) or DUNNO, before
+        refused = _refused(snapshot, request, bounce, "", now, aids)
+        return replace(refused, refused=None) if refused else DUNNO, before
     instance = request.get(b"instance", b"")
     if not instance or instance != before.instance:
         # Postfix names a queue ID from the first recipient on that it has taken.
@@ -142,8 +144,11 @@ def decide(
         if _records(snapshot) and not before.passed and _single(request):  # another worker saw RCPT, and is gone
             reference = aids.noted(request) or before.reference
             before = _rcpt(snapshot, request, replace(before, reference=reference), now, aids)[1]
-        passed = () if answer.action is Action.REJECT else before.passed
-        return replace(answer, passed=tuple(item._replace(queue_id=queue_id) for item in passed)), before
+        passed = () if answer.action in (Action.REJECT, Action.DEFER) else before.passed
+        if _single(request):  # those beside it Postfix has refused
+            passed = tuple(item for item in passed if item.recipient == _text(request, b"recipient").lower())
+        recorded = tuple(item._replace(queue_id=queue_id) for item in passed)
+        return replace(answer, passed=recorded), replace(before, passed=())
     return _rcpt(snapshot, request, before, now, aids)
 
 
@@ -152,15 +157,15 @@ def _rcpt(
 ) -> tuple[Answer, Transaction]:
     rcpt = _text(request, b"recipient")
     bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
-    refused = _refused(snapshot, request, bounce, now, aids)
+    refused = _refused(snapshot, request, bounce, before.reference, now, aids)
     if refused is not None:
-        return refused, before
+        return refused, replace(before, reference=refused.refused.reference) if refused.refused else before
     returning = bounce is Bounce.ORIGINAL
     if _must_wait(snapshot, request, before, rcpt, returning):
         line = _line(request, "defer", reason="srs-beside-others")
         return Answer(Action.DEFER, str(replies.SRS_APART), line), before
     if returning:
-        return _passed(snapshot, request, DUNNO, replace(before, bounce=before.bounce or rcpt), now)
+        return _passed(snapshot, request, DUNNO, replace(before, bounce=before.bounce or rcpt), now, RETURN)
     answer = _relay(snapshot, request, rcpt, before.reference, now)
     if answer.action is Action.REJECT:
         return answer, before
@@ -168,12 +173,15 @@ def _rcpt(
 
 
 def _passed(
-    snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int
+    snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int, action: str = PASS
 ) -> tuple[Answer, Transaction]:
     """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
     if not _records(snapshot):
         return answer, after
-    entry = recording.entry(snapshot, request, after.reference, now, answer.verdict)
+    verdict = answer.verdict
+    left = verdict is not None and verdict.result is Result.REFUSE and not verdict.meant
+    reason = LEFT_TO_MTA if left else ""
+    entry = recording.entry(snapshot, request, after.reference, now, action, verdict, reason)
     return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
 
 
@@ -182,8 +190,13 @@ def _records(snapshot: Snapshot) -> bool:
     return bool(snapshot.config.ledger.days) and snapshot.config.relay.enforced_by == "policyd"
 
 
-def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, now: int, aids: Aids) -> Optional[Answer]:
-    """Return the refusal of an SRS recipient. Hosts of one's own may name as many wrong ones as they like."""
+def _refused(
+    snapshot: Snapshot, request: Attributes, bounce: Bounce, reference: str, now: int, aids: Aids
+) -> Optional[Answer]:
+    """Return the refusal of an SRS recipient. Hosts of one's own may name as many wrong ones as they like.
+
+    reference: the message's, "" where it has none yet.
+    """
 
     def guessing() -> bool:
         return aids.guessing(_text(request, b"client_address")) and not _client(snapshot, request).enabled
@@ -194,7 +207,7 @@ def _refused(snapshot: Snapshot, request: Attributes, bounce: Bounce, now: int, 
     reply, reason = refusal
     if reply.code < 500:
         return Answer(Action.DEFER, str(reply), _line(request, "defer", reason=reason))
-    entry = recording.entry(snapshot, request, aids.new_reference(), now, None, reason, refused=True)
+    entry = recording.entry(snapshot, request, reference or aids.new_reference(), now, REJECT, reason=reason)
     return Answer(Action.REJECT, str(reply), _line(request, "reject", reason=reason), bounce, refused=entry)
 
 
@@ -228,7 +241,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
         line = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
         reason = "sender-unrewritable"
-        entry = recording.entry(snapshot, request, reference, now, verdict, reason, refused=True)
+        entry = recording.entry(snapshot, request, reference, now, REJECT, verdict, reason)
         return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict, refused=entry)
     if verdict.result is Result.RELAY and judgement.enforce:
         return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
@@ -239,7 +252,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
         return Answer(Action.DUNNO, "DUNNO", line, verdict=verdict)
     text = str(replies.RELAY_DENIED.with_reference(reference))
     line = _line(request, "reject", **names, reference=reference)
-    entry = recording.entry(snapshot, request, reference, now, verdict, refused=True)
+    entry = recording.entry(snapshot, request, reference, now, REJECT, verdict)
     return Answer(Action.REJECT, text, line, verdict=verdict, refused=entry)
 
 
@@ -271,12 +284,13 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
         if not returning:
             return DUNNO
         reason = "srs-not-a-bounce"
-        entry = recording.entry(snapshot, named, aids.new_reference(), now, None, reason, refused=True)
+        reference = before.reference or aids.new_reference()
+        entry = recording.entry(snapshot, named, reference, now, REJECT, reason=reason)
         return Answer(Action.REJECT, str(replies.BOUNCES_ONLY), _line(request, "reject", reason=reason), refused=entry)
     # Where nothing else was let in beside it, several recipients are one SRS address, given more than once.
     if redirect and returning and (single or (before.complete and not before.other)):
         line = _line(named, "redirect", reason="srs-bounce", redirect=reversed_.original)
-        return Answer(Action.REDIRECT, f"REDIRECT {_unquoted(reversed_.original)}", line, reversed_.bounce)
+        return Answer(Action.REDIRECT, f"REDIRECT {addresses.unquoted(reversed_.original)}", line, reversed_.bounce)
     if redirect and not single and not before.complete and not request.get(b"sender"):
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     return DUNNO
@@ -344,12 +358,6 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
 
 def _text(request: Attributes, name: bytes) -> str:
     return request.get(name, b"").decode("utf-8", "surrogateescape")
-
-
-def _unquoted(written: str) -> str:
-    """Return the address as REDIRECT takes it: Postfix quotes the local part itself."""
-    address = Address.parse(written)
-    return f"{address.local}@{address.domain}"
 
 
 def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Optional
 
 from gatepost.relay import Verdict
-from gatepost.service.ledger import PASS, REJECT, RETURN, Entry, sender, with_verdict
+from gatepost.service.ledger import Entry, sender, with_verdict
 from gatepost.service.snapshot import Snapshot
 
 _TRUSTED_ONLY = b"ccert_issuer"
@@ -18,15 +18,14 @@ def entry(
     request: Mapping[bytes, bytes],
     reference: str,
     now: float,
-    verdict: Optional[Verdict],
+    action: str,
+    verdict: Optional[Verdict] = None,
     reason: str = "",
-    *,
-    refused: bool = False,
 ) -> Entry:
-    """Return the entry for the recipient of a RCPT request; *now* in Unix seconds.
+    """Return the entry for the recipient of a request; *now* in Unix seconds.
 
-    verdict: None for an SRS recipient, *reason* why that is refused. P2 is not known here, so what the rule set legacy
-    says is not, either, but for what P2 has no say in.
+    verdict: None where none was asked for. reason: why, where that is not the verdict's. P2 is not known here, so what
+    the rule set legacy says is not, either, but for what P2 has no say in.
     """
 
     def text(name: bytes) -> str:
@@ -46,7 +45,7 @@ def entry(
         sender_domain=domain,
         sender_accepted=accepted,
         requirements=snapshot.config.relay.requirements.value,
-        action=REJECT if refused else PASS if verdict else RETURN,
+        action=action,
         size_bytes=int(size) if size.isdigit() and len(size) < 16 and size.strip("0") else None,
     )
     if verdict is not None:

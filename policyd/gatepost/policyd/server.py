@@ -221,9 +221,7 @@ class Connection(asyncio.Protocol):
         worker, series = self._worker, self._worker.series
         now = int(time.time())
         client = text_of(request.get(b"client_address", b""))
-        aids = Aids(
-            new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now), self._noted
-        )
+        aids = Aids(new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now), self._noted)
         try:
             answer, self._transaction = decisions.decide(worker.snapshot, request, self._transaction, now, aids)
         except StoreError as error:
@@ -243,17 +241,16 @@ class Connection(asyncio.Protocol):
             worker.record_refusal(answer.refused)
         if answer.action is Action.REDIRECT:
             worker.record_bounce(decisions.rcpt_at_data(request, self._transaction))
-        if answer.noted and worker.hops:
-            worker.hops.put(_note(request), Hop(b"", answer.noted), now)
+        if answer.noted and worker.notes:
+            worker.notes.put(_note(request), Hop(b"", answer.noted), now)
         self._recording = worker.record(answer.passed)
         return octets_of(answer.text)
 
-
     def _noted(self, request: Attributes) -> str:
         """Return the reference that was noted for the recipient of *request*, "" for none."""
-        hops = self._worker.hops
-        hop = hops.get(_note(request), int(time.time()), NOTE_AGE_S) if hops else None
-        return hop.reference if hop else ""
+        notes = self._worker.notes
+        note = notes.get(_note(request), int(time.time()), NOTE_AGE_S) if notes else None
+        return note.reference if note else ""
 
 
 def _note(request: Attributes) -> str:

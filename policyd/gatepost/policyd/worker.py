@@ -102,7 +102,7 @@ class Worker:
         self.series = series
         self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
-        self.hops = shared.hops(snapshot.config) if snapshot.config.relay.enforced_by == "policyd" else None
+        self.notes = shared.notes(snapshot.config)
         self._spool = shared.spool(snapshot.config, series)
         self._writer = ThreadPoolExecutor(1, "spool")  # a disk that hangs must not hold up the maps
         self._may_write = threading.BoundedSemaphore(_WRITING)

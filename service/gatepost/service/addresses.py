@@ -21,6 +21,15 @@ def parse_address(text: str) -> Address:
         return Address(local, domain[:-1] if domain.endswith(".") else domain)  # Postfix, too, drops the final dot
 
 
+def unquoted(text: str) -> str:
+    """Return an address without SMTP's quotes, as in Postfix' policy protocol; what is none as it is."""
+    try:
+        address = Address.parse(text)
+    except AddressError:
+        return text
+    return f"{address.local}@{address.domain}"
+
+
 def domain_of(address: str) -> Optional[str]:
     """Return the domain of *address* as an A-label in lower case; None where there is none."""
     return normalize_domain(address.rpartition("@")[2]) if "@" in address else None

@@ -13,6 +13,7 @@ from gatepost.service.slots import Slots, octets_for
 
 SLOTS = 1 << 18
 MAX_AGE_S = 7 * 86400
+NOTE_SLOTS = 1 << 14
 NOTE_AGE_S = 60
 _ORGANIZATION_OCTETS = 8
 _REFERENCE_OCTETS = 16
@@ -28,8 +29,8 @@ class Hop(NamedTuple):
 class Hops:
     """The table in *path*, made where it does not exist; no path: of this process alone. Raises OSError."""
 
-    def __init__(self, path: Optional[Path]) -> None:
-        self._slots = Slots(path, SLOTS, _ORGANIZATION_OCTETS + _REFERENCE_OCTETS)
+    def __init__(self, path: Optional[Path], slots: int = SLOTS) -> None:
+        self._slots = Slots(path, slots, _ORGANIZATION_OCTETS + _REFERENCE_OCTETS)
 
     def put(self, queue_id: str, hop: Hop, now: int) -> None:
         """Remember *hop* for *queue_id*; *now* in Unix seconds."""

@@ -15,6 +15,8 @@ from gatepost.service.addresses import domain_of
 from gatepost.service.snapshot import Snapshot
 
 PASS, REWRITE, RETURN, REJECT = "pass", "rewrite", "return", "reject"
+LEFT_TO_MTA = "left-to-mta"
+"""The reason of what the rule refuses, while no organization is meant, so that policyd leaves it to Postfix."""
 TEXT_LIMIT = 1000
 """Octets of one text that are kept: a header may be longer than all the rest of the store, and PostgreSQL's index of
 references and recipients takes 2700 for both."""

@@ -70,7 +70,7 @@ def _add_entries(connection: sa.engine.Connection, entries: Iterable[Entry], hos
         {"id_": there[key][0], **merged(there[key][1], entry)._asdict()} for key, entry in fresh.items() if key in there
     ]
     if changed:
-        parameters = {name: sa.bindparam(name) for name in Entry._fields}
+        parameters: dict[str, Any] = {name: sa.bindparam(name) for name in Entry._fields}
         connection.execute(ledger.update().where(ledger.c.id == sa.bindparam("id_")).values(parameters), changed)
 
 

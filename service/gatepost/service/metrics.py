@@ -98,9 +98,7 @@ POLICY_REQUESTS = Counter(
 MAP_LOOKUPS = Counter(
     "gatepost_map_lookups_total", "Map look-ups answered (reverse, forward, egress), by result.", ("map", "result")
 )
-ERRORS = Counter(
-    "gatepost_errors_total", "Faults inside gatepost or in its surroundings, by kind.", ("daemon", "kind")
-)
+ERRORS = Counter("gatepost_errors_total", "Faults inside gatepost or in its surroundings, by kind.", ("daemon", "kind"))
 LEDGER_RECORDS = Counter(
     "gatepost_ledger_records_total",
     "Records of the ledger. result: spooled, loaded (into the store), omitted (refusals beyond the rate), lost (the "
@@ -113,9 +111,7 @@ LEDGER_LOADED = Gauge(
     ("daemon",),
 )
 LEDGER_BACKLOG = Gauge("gatepost_ledger_backlog_bytes", "What waits in the spool to get into the store.", ("daemon",))
-RELOADS = Counter(
-    "gatepost_reloads_total", "Configuration reloads. result: loaded, kept.", ("daemon", "result")
-)
+RELOADS = Counter("gatepost_reloads_total", "Configuration reloads. result: loaded, kept.", ("daemon", "result"))
 WORKER_RESTARTS = Counter(
     "gatepost_worker_restarts_total", "Workers replaced unasked. cause: died, silent.", ("daemon", "cause")
 )

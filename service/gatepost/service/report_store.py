@@ -224,7 +224,7 @@ def _in_srs(address: str) -> str:
 
 
 def _all(database: Database, statement: Any) -> list[Any]:
-    return database.read(lambda connection: connection.execute(statement).all())
+    return database.read(lambda connection: list(connection.execute(statement)))
 
 
 def _delete(database: Database, statements: Iterable[Any]) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional
 from gatepost.service import log
 from gatepost.service.config import Config
 from gatepost.service.guesses import Guesses
-from gatepost.service.hops import Hops
+from gatepost.service.hops import NOTE_SLOTS, Hops
 from gatepost.service.metrics import SPF_DECISIONS
 from gatepost.service.series import Series
 from gatepost.service.spool import Spool
@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the milter's sessions have in common. spf: None unless only_spf is set; spool: None without a ledger."""
+    """What the milter's sessions have in common. spf: None unless only_spf is set; spool: None without a ledger.
+
+    notes: what policyd has noted of recipients for the milter, None where the milter decides itself.
+    """
 
     hops: Hops
     guesses: Guesses
     store: Store
     spf: Optional[Spf] = None
     spool: Optional[Spool] = None
+    notes: Optional[Hops] = None
 
 
 def open_shared(config: Config, series: Series, *, expire: bool) -> Shared:
     """Open all of it for one milter worker; *expire*: it is the one that clears the store of what has expired."""
     store = Store(config.store_url, expire=expire)
-    return Shared(hops(config), guesses(config), store, spf(config, series), spool(config, series))
+    return Shared(hops(config), guesses(config), store, spf(config, series), spool(config, series), notes(config))
 
 
 def spool(config: Config, series: Series) -> Optional[Spool]:
@@ -48,6 +52,17 @@ def hops(config: Config) -> Hops:
     except OSError as error:  # forwarded mail then leaves as bounces+SRS=, or with luck in its mailbox's name
         log.error(f"the egress hop learns too little of a message's way in: {error}")
         return Hops(None)
+
+
+def notes(config: Config) -> Optional[Hops]:
+    """Return the references that policyd gives recipients, by `hops.policyd_key`; None where the milter decides."""
+    if config.relay.enforced_by == "milter":
+        return None
+    try:
+        return Hops(config.state_directory / "notes", NOTE_SLOTS)
+    except OSError as error:  # a message is then two rows
+        log.error(f"milter and policyd record each message by itself: {error}")
+        return None
 
 
 def guesses(config: Config) -> Guesses:

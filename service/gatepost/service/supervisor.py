@@ -11,13 +11,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
-import math
 import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
@@ -238,6 +237,10 @@ class Supervisor:
             log.fault("reading the configuration", error)
             self._keep(ready)
             return
+        self._change(snapshot)
+
+    def _change(self, snapshot: Snapshot) -> None:
+        """Start workers with *snapshot*; `_settle` says what comes of it."""
         self._before = self._snapshot
         self._snapshot = snapshot
         self._reload_by = time.monotonic() + RELOAD_S
@@ -248,26 +251,28 @@ class Supervisor:
             self._start(daemon)
 
     def _look(self, ready: Callable[[str], None]) -> None:
-        """Load the configuration anew where a file that it names has changed, or an enforce_from has come, once."""
+        """Take up an enforce_from that has come, or load the configuration anew where a file that it names has changed.
+
+        That once for each change.
+        """
         now = time.monotonic()
         if now < self._look_at or self._before or self._stopping:
             return
         self._look_at = now + LOOK_S
         if time.time() >= self._snapshot.until:
-            self._snapshot = replace(self._snapshot, until=math.inf)  # where the reload fails it is not tried for ever
-            self._load_anew("enforce_from has come", ready)
+            log.info("enforce_from has come; taking it up")
+            ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            # Not from the file, which may be wrong by now. Where the new workers don't get ready it is tried again.
+            self._change(build(self._snapshot.config, self._snapshot.keys, time.time()))
             return
         stamps = _stamps(self._snapshot.config)
         changed = [str(path) for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
         settled, self._stamps_seen = stamps == self._stamps_seen, stamps  # else it may still be being written
         if changed and settled:
             self._stamps = stamps
-            self._load_anew(f"changed: {', '.join(changed)}", ready)
-
-    def _load_anew(self, why: str, ready: Callable[[str], None]) -> None:
-        log.info(f"{why}; loading the configuration anew")
-        ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        self._reload(ready)
+            log.info(f"changed: {', '.join(changed)}; loading the configuration anew")
+            ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+            self._reload(ready)
 
     def _settle(self, before: Snapshot, ready: Callable[[str], None]) -> None:
         """End a reload once its workers are all ready, or take it back where they are not in time.

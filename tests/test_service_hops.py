@@ -83,10 +83,9 @@ def test_queue_id_that_is_not_utf8_is_kept_like_any_other(tmp_path: Path) -> Non
     assert hops.get("4Cg\udcff", NOW) == CONTOSO
 
 
-def test_oldest_of_a_full_neighbourhood_gives_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_of_a_full_neighbourhood_gives_way(tmp_path: Path) -> None:
     # With as many slots as neighbours, all queue IDs share one neighbourhood.
-    monkeypatch.setattr("gatepost.service.hops.SLOTS", NEIGHBOURS)
-    hops = Hops(tmp_path / "hops")
+    hops = Hops(tmp_path / "hops", NEIGHBOURS)
     times = [5, 6, 1, 7, 8, 2, 9, 3]
     for number, at in enumerate(times):
         hops.put(f"ID{number}", Hop(b"", f"REFERENCE{number}"), at)

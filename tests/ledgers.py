@@ -65,6 +65,11 @@ def put(database: Database, records: Sequence[Record], name: str = "1.spool") ->
 
 def sqlite(folder: Path, *records: Record) -> Database:
     """Return a store in *folder* that has *records*."""
-    database = Database(f"sqlite:///{folder / 'gatepost.db'}", statement_s=0)
+    return store(f"sqlite:///{folder / 'gatepost.db'}", *records)
+
+
+def store(url: str, *records: Record) -> Database:
+    """Return the store at *url*, empty before, with *records* in it."""
+    database = Database(url, statement_s=0)
     put(database, records)
     return database

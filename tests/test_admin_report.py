@@ -10,13 +10,13 @@ from typing import Optional
 
 import pytest
 from ledgers import entry, rewritten
-from snapshots import CONTOSO, TWO
+from snapshots import CONTOSO, TWO, organization, snapshot
 
 from gatepost.admin import report_summary
 from gatepost.admin.report import job_fields, job_from, message_cells, rows_of, summary_from
 from gatepost.admin.report_model import Group, Job, ReportType, Row, Summary
 from gatepost.admin.report_request import Options, RequestError, job_of, wanted
-from gatepost.admin.report_summary import Summarizer, Tally
+from gatepost.admin.report_summary import Summarizer, Tally, limited
 from gatepost.service.ledger import Entry
 from gatepost.service.report_store import Found
 from gatepost.service.snapshot import Snapshot
@@ -41,8 +41,11 @@ def november(report_type: str = "P2SenderAttribution", end: str = "2026-11-22") 
     return job(report_type, start_date="2026-11-01", end_date=end)
 
 
-def summary(of: Job, entries: Sequence[Entry], bounces: int = 0, snapshot: Snapshot = CONTOSO) -> Summary:
+def summary(
+    of: Job, entries: Sequence[Entry], bounces: int = 0, snapshot: Snapshot = CONTOSO, p2_unseen: int = 0
+) -> Summary:
     summarizer = Summarizer(of)
+    summarizer.p2_unseen = p2_unseen
     for item in entries:
         summarizer.add(Found(item, bounces, None))
     return summarizer.summary(snapshot.rules)
@@ -173,6 +176,55 @@ def test_senders_and_recipients_must_both_be_met_and_of_each_any() -> None:
     assert not wanted(ask)(entry("A", NOON, "y@gmail.com"))
 
 
+def test_a_domain_is_compared_as_a_labels() -> None:
+    """RFC 6531 lets U-labels into an envelope; an accepted domain may be written as such, too."""
+    of = job("Refused", sender_addresses=("*@*.Bücher.example",), recipient_addresses=("kunde@bücher.example",))
+    assert (of.sender_addresses, of.recipient_addresses) == (
+        ("*@*.xn--bcher-kva.example",),
+        ("kunde@xn--bcher-kva.example",),
+    )
+    for domain in ("xn--bcher-kva.example", "bücher.example"):
+        assert wanted(of)(entry("A", NOON, f"kunde@{domain}", header_from=f"chef@shop.{domain}"))
+    assert not wanted(of)(entry("A", NOON, "kunde@bucher.example", header_from="chef@shop.bücher.example"))
+
+
+def test_a_notify_address_has_its_domain_in_a_labels() -> None:
+    books = snapshot(organization("books", "bücher.example"))
+    of = job(snapshot=books, notify_addresses=("postmaster@bücher.example",))
+    assert of.notify_addresses == ("postmaster@xn--bcher-kva.example",)
+
+
+@pytest.mark.parametrize("pattern", ["*@bü*.example", "*@straße.example"])
+def test_a_domain_that_has_no_a_labels_is_refused(pattern: str) -> None:
+    assert problems("Refused", sender_addresses=(pattern,)) == [
+        f'--sender-address: "{pattern}" cannot be compared; give its domain in A-labels (xn--...)'
+    ]
+
+
+def test_what_is_no_utf8_is_refused_in_words() -> None:
+    assert problems("Refused", title="caf\udce9", recipient_addresses=("caf\udce9@*",)) == [
+        '--title: "caf?" is not in UTF-8',
+        '--recipient-address: "caf?@*" is not in UTF-8',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "address", "found"),
+    [
+        ("*", "", True),
+        ("**@b.example", "a@b.example", True),
+        ("a*a@b.example", "a@b.example", False),
+        ("*.a*a.*@b.example", "x.a.@b.example", False),
+        ("*.a*a.*@b.example", "x.aa.@b.example", True),
+        ("a*b*c", "abxbc", True),
+        ("*b", "ab\n", False),
+        ("*a*a*a*a*a*a*a*a*a*a*@b.example", "a" * 1000 + "@c.example", False),
+    ],
+)
+def test_a_pattern_is_met_by_its_pieces_in_their_order(pattern: str, address: str, found: bool) -> None:
+    assert wanted(job(recipient_addresses=(pattern,)))(entry("A", NOON, address)) is found
+
+
 # Rows
 
 
@@ -249,10 +301,10 @@ def test_mail_of_non_accepted_domains_is_counted_by_day_connector_and_domain() -
         made += add(Found(item, 0, None))
     ids = " ".join(f"<A{number}@vendor.example>" for number in range(5))
     assert [*made, *rest()] == [
-        ("2026-11-03", "branch", "vendor.example", 1, "<C@vendor.example>"),
-        ("2026-11-03", "head office", "other.example", 1, "<B@vendor.example>"),
-        ("2026-11-03", "head office", "vendor.example", 7, ids),
-        ("2026-11-04", "head office", "vendor.example", 1, "<D@vendor.example>"),
+        ("2026-11-03", "contoso", "branch", "vendor.example", 1, "<C@vendor.example>"),
+        ("2026-11-03", "contoso", "head office", "other.example", 1, "<B@vendor.example>"),
+        ("2026-11-03", "contoso", "head office", "vendor.example", 7, ids),
+        ("2026-11-04", "contoso", "head office", "vendor.example", 1, "<D@vendor.example>"),
     ]
 
 
@@ -312,6 +364,20 @@ def test_a_refused_srs_address_is_a_group_of_its_own() -> None:
     assert [group.problem[:33] for group in made.groups] == [
         "Condition 1 failed: the P1 domain",
         "The recipient is an SRS address o",
+    ]
+
+
+def test_mail_that_only_the_egress_hop_saw_is_a_group_without_remedies() -> None:
+    alone = rewritten("A", NOON, client="", helo="", requirements="", verdict_current="", verdict_legacy="", reason="")
+    made = summary(november("Rewritten"), [rewritten("B", NOON, client="", reason="local-submission"), alone])
+    assert [(group.client, group.problem, group.remedies) for group in made.groups] == [
+        ("this host", "P1 is in no accepted domain, so SRS rewrote it; nothing has to be changed.", ()),
+        (
+            "not known",
+            "P1 is in no accepted domain, so SRS rewrote it. Only the egress hop saw this mail; how it came in is not "
+            "known.",
+            (),
+        ),
     ]
 
 
@@ -387,9 +453,59 @@ def test_the_sentence_says_what_is_affected(report_type: str, entries: list[Entr
     assert summary(november(report_type), entries).sentence == sentence
 
 
-def test_the_sentence_says_for_how_many_bounces_came_back() -> None:
-    made = summary(november("Rewritten"), [rewritten("A", NOON), rewritten("B", NOON)], bounces=3)
-    assert made.sentence.endswith("that SRS rewrote; bounces came back for 2.")
+def test_the_sentence_says_to_how_many_addresses_bounces_came_back() -> None:
+    """All mail of one sender has the same SRS address for a day, and one count."""
+    entries = [rewritten("A", NOON), rewritten("B", NOON), rewritten("C", NOON, rewritten="other@contoso.com")]
+    made = summary(november("Rewritten"), entries, bounces=3)
+    assert made.sentence.endswith("that SRS rewrote; bounces came back to 2 of the rewritten addresses.")
+
+
+@pytest.mark.parametrize(
+    ("entries", "unseen", "sentence"),
+    [
+        (
+            [],
+            50,
+            "No message between 1 and 21 November 2026 is known to have relied on its From address (P2). Of 50 "
+            "messages that the rules refuse, the From address was not seen, so nothing can be said of them.",
+        ),
+        (
+            [entry("A", NOON)],
+            1,
+            "1 message from 1 host between 1 and 21 November 2026 could be relayed only because of the From address "
+            "(P2). Exchange Online refuses such mail. Of 1 message that the rules refuse, the From address was not "
+            "seen, so nothing can be said of it.",
+        ),
+    ],
+)
+def test_where_p2_was_not_seen_nobody_is_called_not_affected(entries: list[Entry], unseen: int, sentence: str) -> None:
+    assert summary(november(), entries, p2_unseen=unseen).sentence == sentence
+
+
+@pytest.mark.parametrize(
+    ("begins", "refusals", "added"),
+    [
+        ("2026-10-01", None, ""),
+        ("2026-10-01", "2026-10-02", ""),
+        ("2026-11-05", "2026-11-05", " The ledger begins on 5 November 2026."),
+        (
+            "2026-10-01",
+            "2026-11-20",
+            " Many were refused, so the ledger has refusals only from 20 November 2026 on.",
+        ),
+        (
+            "2026-11-05",
+            "2026-11-20",
+            " The ledger begins on 5 November 2026. Many were refused, so the ledger has refusals only from 20 "
+            "November 2026 on.",
+        ),
+    ],
+)
+def test_refusals_that_made_room_are_not_taken_for_none(begins: str, refusals: Optional[str], added: str) -> None:
+    of = november("Refused")
+    made = summary(of, [REFUSED])
+    noons = (text and datetime.fromisoformat(f"{text}T12:00:00+00:00").timestamp() for text in (begins, refusals))
+    assert limited(made, of, *noons).sentence == made.sentence + added
 
 
 @pytest.mark.parametrize(

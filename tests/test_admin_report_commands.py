@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -28,14 +29,15 @@ from gatepost.admin import report_mail
 from gatepost.admin.command import main
 from gatepost.admin.report_export import write_csv
 from gatepost.admin.report_request import Options, job_of
-from gatepost.admin.report_run import LedgerLags, Selection, job_and_summary, run, wait_for_ledger
+from gatepost.admin.report_run import LedgerLags, Selection, job_and_summary, run, stored, wait_for_ledger
 from gatepost.relay import Rules
 from gatepost.service.config import load
 from gatepost.service.database import Database
+from gatepost.service.erasure import erase
 from gatepost.service.ledger import Record, line
 from gatepost.service.ledger_store import set_loaded_until
 from gatepost.service.loader import Loader
-from gatepost.service.report_store import reports, rows
+from gatepost.service.report_store import begin, reports, rows
 from gatepost.service.store import StoreError
 
 CONFIG = """
@@ -156,6 +158,33 @@ def test_nobody_is_called_not_affected_by_an_empty_ledger(gatepost: Gatepost) ->
     assert "not affected" not in text
 
 
+def test_nobody_is_called_not_affected_where_p2_was_not_seen(gatepost: Gatepost) -> None:
+    """Policyd alone, or a refusal at RCPT: whose P2 that was is not known, so senders asked for may be among them."""
+    unseen = {"header_from": "", "verdict_legacy": ""}
+    gatepost.recorded(
+        entry("A", RECENT, **unseen),
+        entry("A", RECENT, "y@gmail.com", **unseen),
+        entry("B", RECENT, "y@gmail.com", action="reject", **unseen),
+        entry("C", RECENT, reason="left-to-mta", **unseen),
+    )
+    for options, count in (((), "2 messages"), (("--recipient-address", "x@*"), "1 message")):
+        text = " ".join(printed(gatepost.report(*P2, "--sender-address", "*@contoso.com", *options)).split())
+        assert f"Of {count} that the rules refuse, the From address was not seen" in text
+        assert "not affected" not in text
+
+
+def test_refusals_that_made_room_in_the_ledger_are_named_so(gatepost: Gatepost) -> None:
+    gatepost.configure(more="[ledger]\nrows = 1000\n")
+    old = rewritten("OLD", RECENT - 40 * 86400)
+    flood = [entry(f"R{number}", RECENT, action="reject") for number in range(100)]
+    gatepost.recorded(old, *flood)
+    start = ("start", "--type", "Refused")
+    note = "Many were refused, so the ledger has refusals only from "
+    assert note in " ".join(printed(gatepost.report(*start)).split())
+    gatepost.configure(more="[ledger]\nrows = 2000\n")
+    assert note not in " ".join(printed(gatepost.report(*start)).split())
+
+
 def test_what_waits_in_the_spool_is_in_the_report(gatepost: Gatepost) -> None:
     folder = gatepost.folder / "ledger"
     folder.mkdir()
@@ -175,6 +204,17 @@ def test_options_that_are_wrong_are_all_named(gatepost: Gatepost) -> None:
     assert result.exit_code == os.EX_USAGE
     assert '--start-date: "soon" is no date' in result.stderr
     assert '--notify-address: "ann@vendor.example" is no address in an accepted domain' in result.stderr
+
+
+def test_arguments_that_are_no_utf8_are_wrong_usage(gatepost: Gatepost) -> None:
+    gatepost.recorded()
+    for command in (
+        ("report", *P2, "--title", "caf\udce9"),
+        ("report", "show", "caf\udce9"),
+        ("ledger", "erase", "--yes", "--address", "caf\udce9@gmail.com"),
+    ):
+        result = gatepost(*command)
+        assert (result.exit_code, "caf?" in result.stderr) == (os.EX_USAGE, True)
 
 
 def test_json_has_the_job_by_exchanges_names_and_the_summary(gatepost: Gatepost) -> None:
@@ -276,6 +316,28 @@ def test_a_report_that_runs_is_seen_to_run(gatepost: Gatepost) -> None:
 
     run(gatepost.database(), job, Selection("P2SenderAttribution"), rules, look)  # type: ignore[arg-type]
     assert seen == ["InProgress"]
+
+
+def test_a_report_that_was_killed_is_said_to_stay_as_it_is(gatepost: Gatepost) -> None:
+    job, _ = job_and_rules(gatepost)
+    begin(gatepost.database(), stored(replace(job, status="InProgress", progress=40), None))  # type: ignore[type-var]
+    for command in (("list",), ("show", "abc")):
+        text = printed(gatepost.report(*command))
+        assert "stays InProgress at one JobProgress for minutes was killed: start it anew." in text
+
+
+def test_a_report_that_runs_while_an_address_is_erased_is_deleted_and_says_so(gatepost: Gatepost) -> None:
+    """What it has read before and not yet written names the address."""
+    gatepost.recorded(entry("A", RECENT), entry("B", RECENT, "ann@gmail.com"))
+    job, rules = job_and_rules(gatepost)
+
+    def erase_now(percent: float) -> None:
+        erase(gatepost.database(), "x@gmail.com")
+
+    with pytest.raises(StoreError, match="the report was deleted before it was done"):
+        run(gatepost.database(), job, Selection("P2SenderAttribution"), rules, erase_now)  # type: ignore[arg-type]
+    assert reports(gatepost.database()) == []
+    assert list(rows(gatepost.database(), "abc")) == []
 
 
 def test_sigterm_cancels_a_report(gatepost: Gatepost) -> None:
@@ -381,6 +443,10 @@ def test_csv_has_a_header_and_a_line_for_each_row(gatepost: Gatepost) -> None:
         ("＝1", "'＝1"),
         ("red \x1b[31m\u202e", "red ?[31m?"),
         ("Grüße", "Grüße"),
+        ("x;=1", "x;'=1"),
+        ("a; @SUM(A1); b", "a;' @SUM(A1); b"),
+        ('a;"=1";c', 'a;\'"=1";c'),
+        ("a;－1", "a;'－1"),
     ],
 )
 def test_no_cell_is_a_formula_or_has_control_characters(subject: str, written: str, gatepost: Gatepost) -> None:
@@ -388,6 +454,15 @@ def test_no_cell_is_a_formula_or_has_control_characters(subject: str, written: s
     output = io.StringIO(newline="")
     write_csv(output, job, iter([(subject, 7)]))  # type: ignore[arg-type]
     assert list(csv.reader(io.StringIO(output.getvalue(), newline="")))[1] == [written, "7"]
+
+
+def test_a_reader_that_splits_at_semicolons_finds_no_formula(gatepost: Gatepost) -> None:
+    gatepost.recorded(entry("A", RECENT, subject='";"=1+1', message_id="<x;=HYPERLINK('http://evil.example')>"))
+    gatepost.report(*P2)
+    text = io.StringIO(exported(gatepost, "csv"), newline="")
+    cells = [cell for row in csv.reader(text, delimiter=";") for cell in row]
+    assert len(cells) > 3
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))] == []
 
 
 def test_json_has_job_summary_and_rows_by_column(gatepost: Gatepost) -> None:
@@ -421,7 +496,7 @@ def test_a_file_is_made_for_its_owner_only_and_never_overwritten_unasked(gatepos
     assert printed(gatepost.report(*arguments)) == ""
     assert file.stat().st_mode & 0o777 == 0o600
     before = file.read_bytes()
-    assert before.startswith(b"origin_timestamp,")
+    assert before.startswith(b'"origin_timestamp",')
     file.write_bytes(b"something longer\n" * 1000)
     result = gatepost.report(*arguments)
     assert (result.exit_code, result.stderr) == (os.EX_CANTCREAT, f"{file}: is there already; --force overwrites it\n")
@@ -549,6 +624,13 @@ def test_what_was_refused_anyway_the_switch_does_not_change(gatepost: Gatepost) 
     assert gatepost.calls() == []
 
 
+def test_the_mail_goes_to_a_labels(gatepost: Gatepost) -> None:
+    gatepost.configure(*switching(more='notify_addresses = ["IT@Bücher.example"]'))
+    gatepost.recorded(entry("A", RECENT))
+    gatepost.report("notify")
+    assert gatepost.calls() == ["-oi -f postmaster@contoso.com -- IT@xn--bcher-kva.example"]
+
+
 def test_a_switch_that_is_far_or_past_is_left_alone(gatepost: Gatepost) -> None:
     gatepost.configure(*switching(contoso=LATER, fabrikam=SOON - timedelta(days=30)))
     gatepost.recorded(entry("A", RECENT))
@@ -592,12 +674,21 @@ def test_erasing_says_what_went_and_what_is_still_there(gatepost: Gatepost) -> N
         "          2  rows of the ledger\n"
         "          0  counts of bounces\n"
         "          1  rows of kept reports\n"
-        "          0  whole reports that asked for it\n"
+        "          0  whole reports: named in the question or the summary, or under way\n"
         "Still there: log files of gatepost and the MTA; and, until they expire, compact SRS addresses, without which\n"
         "bounces would not find back (table srs_token). Reports that were exported or mailed are out of reach.\n"
     )
     (kept,) = reports(gatepost.database())
     assert job_and_summary(kept)[0].rows == 1
+
+
+def test_an_address_without_a_domain_name_is_erased_too(gatepost: Gatepost) -> None:
+    gatepost.recorded(entry("A", RECENT, reverse_path="bob@[192.0.2.9]", sender_domain=""))
+    gatepost.report(*P2)
+    text = printed(gatepost("ledger", "erase", "--yes", "--address", "bob@[192.0.2.9]"))
+    assert "1  rows of the ledger" in text
+    assert "1  whole reports" in text  # its summary shows P1 where that has no domain
+    assert reports(gatepost.database()) == []
 
 
 @pytest.mark.parametrize("address", ["bob", "@contoso.com", "bob@", "*@"])

@@ -59,9 +59,9 @@ SUMMARY = Summary(
     groups=(GROUP,),
 )
 ROWS: list[Row] = [
-    ("2026-11-20", "head office", "b.example", 100, "<1@b.example>"),
-    ("2026-11-19", "head office", "a10.example", 9, "<2@a.example>"),
-    ("2026-11-21", "branch", "a9.example", 1000, "<3@A.example>"),
+    ("2026-11-20", "", "head office", "b.example", 100, "<1@b.example>"),
+    ("2026-11-19", "", "head office", "a10.example", 9, "<2@a.example>"),
+    ("2026-11-21", "", "branch", "a9.example", 1000, "<3@A.example>"),
 ]
 NOTHING = Summary("Not affected.", 0, 0, (("2026-11-19", 0), ("2026-11-20", 0), ("2026-11-21", 0)), (), (), ())
 HOSTILE = '</title></td><script>document.title = "owned"</script><img src=x onerror="document.title = \'owned\'">'
@@ -86,7 +86,7 @@ def hostile_page() -> str:
     counts = ((HOSTILE, 1109),)
     summary = replace(SUMMARY, sentence=HOSTILE, by_client=counts, by_domain=counts, groups=(group,))
     job = replace(JOB, title=HOSTILE, sender_addresses=(HOSTILE,), recipient_addresses=(HOSTILE,))
-    return render(job, summary, [("2026-11-20", HOSTILE, HOSTILE, 1, '=HYPERLINK("http://evil.example")')])
+    return render(job, summary, [("2026-11-20", "", HOSTILE, HOSTILE, 1, '=HYPERLINK("http://evil.example")')])
 
 
 class Nesting(HTMLParser):
@@ -196,10 +196,10 @@ def test_table_has_two_thousand_rows_and_says_where_the_others_are() -> None:
 
 
 def test_column_that_is_empty_in_every_row_is_named_but_not_shown() -> None:
-    page = render(JOB, SUMMARY, [("2026-11-20", "", "b.example", 0, ""), ("2026-11-21", "", "", 5, "")])
+    page = render(JOB, SUMMARY, [("2026-11-20", "contoso", "", "b.example", 0, ""), ("2026-11-21", "", "", "", 5, "")])
     assert "Empty in every row, so not shown: connector_id, message_ids." in text_of(page)
-    assert page.count("<th scope") == 3
-    assert page.count("<td") == 6
+    assert page.count("<th scope") == 4
+    assert page.count("<td") == 8
 
 
 def test_report_without_results_is_calm() -> None:
@@ -245,14 +245,14 @@ def test_markup_from_mail_is_text_wherever_it_stands() -> None:
 
 @pytest.mark.parametrize("character", ["\u202e", "\u2066", "\u200b", "\x1b", "\x00", "\n", "\x85", "\udcff", "\ufeff"])
 def test_character_that_could_act_on_the_screen_becomes_a_question_mark(character: str) -> None:
-    page = render(JOB, replace(SUMMARY, by_domain=((f"a{character}b", 1),)), [(f"a{character}b", "", "", 1, "")])
+    page = render(JOB, replace(SUMMARY, by_domain=((f"a{character}b", 1),)), [(f"a{character}b", "", "", "", 1, "")])
     assert '<td dir="auto">a?b</td>' in page
     assert ">a?b</text>" in page
     assert page.encode("utf-8")
 
 
 def test_right_to_left_text_keeps_to_its_cell() -> None:
-    assert '<td dir="auto">שלום@דוגמה</td>' in render(JOB, SUMMARY, [("", "", "שלום@דוגמה", 1, "")])
+    assert '<td dir="auto">שלום@דוגמה</td>' in render(JOB, SUMMARY, [("", "", "", "שלום@דוגמה", 1, "")])
 
 
 def source_hash(text: str) -> str:
@@ -333,7 +333,7 @@ def test_only_the_table_is_wider_than_the_window(tmp_path: Path, width: int) -> 
     """
     name = ".".join(["vendor" * 9] * 4)
     group = replace(GROUP, client=name, sender_domain=name, header_from=(name,), problem=name, remedies=(name,))
-    page = render(replace(JOB, title=name), replace(SUMMARY, sentence=name, groups=(group,)), [(name,) * 5])
+    page = render(replace(JOB, title=name), replace(SUMMARY, sentence=name, groups=(group,)), [(name,) * 6])
     assert browse(tmp_path, page, script, width) == [True, True]
 
 

@@ -553,8 +553,9 @@ Example:
 def erase(config: str, address: str, yes: bool) -> None:
     """Delete for good all rows that name an address.
 
-    Those of the ledger in which it is P1 (before or after SRS), P2, recipient or who mail was forwarded to, the counts
-    of its bounces, and the rows of kept reports that name it.
+    Those of the ledger in which it is P1 (before or after SRS), P2, recipient or who mail was forwarded to, or that
+    mention it in subject or Message-ID; the counts of its bounces; the rows of kept reports that name it. Reports that
+    name it in title, filters or summary go as a whole, and those that are under way.
     """
     from gatepost.admin import ledger_commands
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -14,18 +15,22 @@ import click
 from gatepost.admin.configuration import become_owner, printable, problems_reported
 from gatepost.admin.report_commands import Ended, faults_reported
 from gatepost.admin.report_run import job_and_summary, open_database, stored, wait_for_ledger
-from gatepost.service.addresses import domain_of
+from gatepost.service.addresses import parse_address
 from gatepost.service.config import load
 from gatepost.service.database import Database
-from gatepost.service.report_store import Erased, keep, reports
-from gatepost.service.report_store import erase as erase_rows
+from gatepost.service.erasure import Erased
+from gatepost.service.erasure import erase as erase_rows
+from gatepost.service.report_store import ReportGone, keep, reports
+from gatepost.srs import AddressError
 
 
 def erase(path: Path, address: str, *, yes: bool) -> int:
     """Delete every row that names *address*; return the exit status."""
     address = address.strip().lower()
-    if not address.rpartition("@")[0] or domain_of(address) is None:
-        raise click.UsageError(f'--address: "{address}" is no address (e.g. "bob@contoso.com")')
+    try:
+        parse_address(address)
+    except AddressError:
+        raise click.UsageError(f'--address: "{printable(address)}" is no address (e.g. "bob@contoso.com")') from None
     with problems_reported():
         config = load(path)
     if not yes and not _confirmed(address):
@@ -56,7 +61,8 @@ def _correct_counts(database: Database, erased: Erased) -> None:
         gone = erased.report_rows.get(kept.job_id, 0)
         if gone:
             job, summary = job_and_summary(kept)
-            keep(database, stored(replace(job, rows=job.rows - gone), summary), 0, [])
+            with contextlib.suppress(ReportGone):
+                keep(database, stored(replace(job, rows=job.rows - gone), summary), 0, [])
 
 
 def _say(address: str, erased: Erased) -> None:
@@ -64,7 +70,7 @@ def _say(address: str, erased: Erased) -> None:
         "rows of the ledger": erased.ledger,
         "counts of bounces": erased.bounces,
         "rows of kept reports": sum(erased.report_rows.values()),
-        "whole reports that asked for it": erased.reports,
+        "whole reports: named in the question or the summary, or under way": erased.reports,
     }
     click.echo(f"Deleted of {printable(address)}:")
     for what, count in lines.items():

@@ -33,7 +33,8 @@ class Messages:
 
 
 def client_of(entry: Entry) -> str:
-    return entry.client or "this host"
+    """Return the client's IP address, or what stands for it; only the egress hop leaves the rule set empty."""
+    return entry.client or ("this host" if entry.requirements else "not known")
 
 
 def sender_domain(entry: Entry) -> str:
@@ -105,8 +106,8 @@ class DomainRows:
     def rest(self) -> list[Row]:
         """Return the rows of the last day."""
         rows: list[Row] = [
-            (self._day, connector, domain, count, " ".join(samples))
-            for (_, connector, domain), (count, samples) in sorted(self._counts.items())
+            (self._day, organization, connector, domain, count, " ".join(samples))
+            for (organization, connector, domain), (count, samples) in sorted(self._counts.items())
         ]
         self._counts = {}
         return rows

@@ -21,12 +21,13 @@ from gatepost.admin import report_export, report_output
 from gatepost.admin.configuration import (
     become_owner,
     complain,
+    printable,
     problems_reported,
     resign_ownership,
     snapshot_with_placeholder,
 )
 from gatepost.admin.report_model import Job, Summary
-from gatepost.admin.report_request import Options, RequestError, job_of
+from gatepost.admin.report_request import Options, RequestError, is_utf8, job_of
 from gatepost.admin.report_run import (
     LedgerLags,
     Selection,
@@ -88,7 +89,8 @@ def start(path: Path, options: Options, *, as_json: bool) -> int:
             become_owner(config)
             database = ready_database(config, min(job.end.timestamp(), time.time()))
             with report_output.progress(job.title) as progress:
-                result = run(database, job, Selection(job.type.value), snapshot.rules, progress)
+                selection = Selection(job.type.value, ledger_rows=config.ledger.rows)
+                result = run(database, job, selection, snapshot.rules, progress)
             if as_json:
                 click.echo(report_output.as_json(result.job, result.summary))
             else:
@@ -219,6 +221,8 @@ def _opened(output: Optional[Path], *, force: bool) -> Iterator[BinaryIO]:
 
 def _find(database: Database, name: str) -> tuple[Job, Optional[Summary]]:
     """Return the job that *name*, "last" or the beginning of an ID, means. Raises click.UsageError."""
+    if not is_utf8(name):
+        raise click.UsageError(f'"{printable(name)}" is not in UTF-8')
     found = reports(database, "" if name == "last" else name.lower())
     if name == "last":
         found = found[:1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -18,6 +19,7 @@ from gatepost.service.report_store import rows as stored_rows
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 """What makes spreadsheets take a cell for a formula, or begin one in the next."""
+_begins_after_semicolon = re.compile(r"""(?<=;)(?=[\s"]*[=+\-@＝＋－＠])""")
 
 
 def rows(database: Database, job: Job) -> Iterator[Row]:
@@ -27,16 +29,19 @@ def rows(database: Database, job: Job) -> Iterator[Row]:
 
 def write_csv(output: TextIO, job: Job, lines: Iterator[Row]) -> None:
     """Write CSV (RFC 4180) with a header; *output* must leave line ends as they are."""
-    writer = csv.writer(output)
+    writer = csv.writer(output, quoting=csv.QUOTE_ALL)
     writer.writerow(job.type.columns)
     writer.writerows([_safe(cell) for cell in row] for row in lines)
 
 
 def _safe(cell: Cell) -> Cell:
-    """Return a cell that no spreadsheet takes for a formula, without control characters. Numbers are ours."""
+    """Return a cell that no spreadsheet takes for a formula, also if it splits at ;, without control characters.
+
+    Numbers are ours.
+    """
     if isinstance(cell, int):
         return cell
-    return ("'" if cell.startswith(_FORMULA) else "") + printable(cell)
+    return ("'" if cell.startswith(_FORMULA) else "") + _begins_after_semicolon.sub("'", printable(cell))
 
 
 def write_json(output: TextIO, job: Job, summary: Summary, lines: Iterator[Row]) -> None:

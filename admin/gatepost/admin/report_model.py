@@ -33,6 +33,7 @@ _MESSAGE = (
     "delivery_priority",
     "queue_id",
 )
+_DOMAIN = ("date", "organization", "connector_id", "sender_domain", "count", "message_ids")
 
 
 class ReportType(Enum):
@@ -52,7 +53,7 @@ class ReportType(Enum):
         """The names of a row's cells: those of Exchange Online's reports (exchange-facts, 3) and ours."""
         return {
             ReportType.P2_SENDER_ATTRIBUTION: _MESSAGE,
-            ReportType.NON_ACCEPTED_DOMAIN: ("date", "connector_id", "sender_domain", "count", "message_ids"),
+            ReportType.NON_ACCEPTED_DOMAIN: _DOMAIN,
             ReportType.REFUSED: (*_MESSAGE, "reason", "mode"),
             ReportType.REWRITTEN: (*_MESSAGE, "rewritten_address", "forwarded_to", "bounces", "last_bounce"),
         }[self]

@@ -17,7 +17,7 @@ from gatepost.admin import report_mail
 from gatepost.admin.configuration import become_owner, complain, in_words, problems_reported, snapshot_with_placeholder
 from gatepost.admin.report_commands import Ended, faults_reported, ready_database
 from gatepost.admin.report_model import Job, ReportType
-from gatepost.admin.report_request import NOT_STARTED
+from gatepost.admin.report_request import NOT_STARTED, in_a_labels
 from gatepost.admin.report_run import Result, Selection, run
 from gatepost.relay import Organization
 from gatepost.service.config import Config
@@ -71,9 +71,10 @@ def _tell(
     if next(entries(database, CONDITION, start, end, name), None) is None:
         click.echo(f"{name}: not affected by the switch on {in_words(at)}, so nobody is told.")
         return True
-    addresses = snapshot.config.settings[name].notify_addresses
+    addresses = tuple(map(in_a_labels, snapshot.config.settings[name].notify_addresses))
     job = replace(job, notify_addresses=addresses)
-    result = run(database, job, Selection(CONDITION, name), snapshot.rules, kept=not dry_run)
+    selection = Selection(CONDITION, name, snapshot.config.ledger.rows)
+    result = run(database, job, selection, snapshot.rules, kept=not dry_run)
     numbers = _numbers(result)
     if dry_run:
         click.echo(f"{name}: {numbers} Would be mailed to {', '.join(addresses)}.")

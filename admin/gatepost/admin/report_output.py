@@ -23,9 +23,11 @@ from gatepost.admin.configuration import printable
 from gatepost.admin.report import published_fields
 from gatepost.admin.report_model import Group, Job, ReportType, Summary
 from gatepost.admin.report_request import DONE
+from gatepost.service.report_store import IN_PROGRESS
 
 TOP = 5
 """How many groups the end of a report shows; `report show` has them all."""
+_KILLED = f"A report that stays {IN_PROGRESS} at one JobProgress for minutes was killed: start it anew."
 _WIDTH = 80
 _TABLE_WIDTH = 100
 """Where it does not go to a terminal."""
@@ -73,10 +75,12 @@ def print_list(jobs: Sequence[Job]) -> None:
     table = _table("JobId", "Submitted (UTC)", "Status", "Rows", "Title", right=("Rows",))
     for job in jobs:
         status = job.status if job.status != DONE or job.rows else "Done, no results"
-        if job.status == "InProgress":
-            status = f"InProgress {job.progress} %"
+        if job.status == IN_PROGRESS:
+            status = f"{IN_PROGRESS} {job.progress} %"
         table.add_row(job.job_id[:8], f"{job.submitted:%Y-%m-%d %H:%M}", status, f"{job.rows:,}", _text(job.title))
     _print(table)
+    if any(job.status == IN_PROGRESS for job in jobs):
+        click.echo(f"\n{_KILLED}")
 
 
 def print_job(job: Job, summary: Optional[Summary]) -> None:
@@ -84,6 +88,8 @@ def print_job(job: Job, summary: Optional[Summary]) -> None:
     for name, value in published_fields(job).items():
         shown = ", ".join(value) if isinstance(value, list) else "" if value is None else str(value)
         click.echo(f"{name:<23} : {printable(shown)}".rstrip())
+    if job.status == IN_PROGRESS:
+        click.echo(f"\n{_KILLED}")
     if summary is None:
         return
     click.echo()

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Callable, Optional
 
+from gatepost.admin.configuration import printable
 from gatepost.admin.report_model import Job, ReportType
 from gatepost.relay import Rules, normalize_domain
 from gatepost.service.addresses import domain_of, plain
@@ -17,7 +18,7 @@ from gatepost.service.ledger import Entry
 DAYS = 90
 DEFAULT_DAYS = 30
 VALUES = 100
-NOT_STARTED, IN_PROGRESS, DONE, FAILED, CANCELLED = "NotStarted", "InProgress", "Done", "Failed", "Cancelled"
+NOT_STARTED, DONE, FAILED, CANCELLED = "NotStarted", "Done", "Failed", "Cancelled"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?(?:Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 
 
@@ -48,6 +49,8 @@ def job_of(options: Options, rules: Rules, job_id: str, now: datetime, days: int
     now: aware. days: how long the ledger keeps entries; where that is more than DAYS, reports go back as far.
     """
     problems: list[str] = []
+    if not is_utf8(options.title or ""):
+        problems.append(f'--title: "{printable(options.title or "")}" is not in UTF-8')
     report_type = ReportType(options.type)
     now = now.astimezone(timezone.utc).replace(microsecond=0)
     start, end = _window(options, now, max(days, DAYS), problems)
@@ -106,7 +109,7 @@ def _time(option: str, text: str, problems: list[str]) -> Optional[datetime]:
         time = datetime.fromisoformat(text.replace("Z", "+00:00"))
         return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        problems.append(f'{option}: "{text}" is no date; give 2026-11-01 or 2026-11-01T10:30, in UTC')
+        problems.append(f'{option}: "{printable(text)}" is no date; give 2026-11-01 or 2026-11-01T10:30, in UTC')
         return None
 
 
@@ -114,15 +117,34 @@ def _shown(time: datetime) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether *text*, an argument of a command, was in UTF-8, so that a database takes it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _values(option: str, given: Sequence[str], problems: list[str]) -> tuple[str, ...]:
-    """Return the addresses of a repeatable option, each perhaps several with commas between, in lower case."""
-    values = tuple(dict.fromkeys(part.strip().lower() for text in given for part in text.split(",") if part.strip()))
+    """Return the addresses of a repeatable option, each perhaps several with commas between, as they are compared."""
+    parts = (part.strip() for text in given for part in text.split(","))
+    values = tuple(dict.fromkeys(in_a_labels(part.lower()) for part in parts if part))
     if len(values) > VALUES:
         problems.append(f"{option}: {len(values)} values are given; at most {VALUES} are allowed")
     for value in values:
-        if "@" not in value and "*" not in value:
+        if not is_utf8(value):
+            problems.append(f'{option}: "{printable(value)}" is not in UTF-8')
+        elif "@" not in value and "*" not in value:
             problems.append(f'{option}: "{value}" is no address; give bob@contoso.com or *@contoso.com')
+        elif "@" in value and not value.rpartition("@")[2].isascii():
+            problems.append(f'{option}: "{value}" cannot be compared; give its domain in A-labels (xn--...)')
     return values
+
+
+def in_a_labels(address: str) -> str:
+    """Return *address*, or a pattern of some, with the labels of its domain as A-labels, where that can be."""
+    local, at, domain = address.rpartition("@")
+    if at and not domain.isascii():
+        labels = (label if "*" in label else normalize_domain(label) or label for label in domain.split("."))
+        domain = ".".join(labels)
+    return f"{local}{at}{domain}"
 
 
 def _senders_not_accepted(senders: Sequence[str], rules: Rules) -> list[str]:
@@ -155,9 +177,32 @@ def wanted(job: Job) -> Callable[[Entry], bool]:
     return let_through
 
 
+def wanted_recipients(job: Job) -> Callable[[Entry], bool]:
+    """Return the same for the job's recipients only: of mail whose P2 nobody saw, who sent it is not known."""
+    return wanted(replace(job, sender_addresses=()))
+
+
 def _match(patterns: Sequence[str]) -> Optional[Callable[[str], bool]]:
     if not patterns:
         return None
-    alternatives = "|".join(".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns)
-    match = re.compile(alternatives, re.DOTALL).fullmatch
-    return lambda address: match(address) is not None
+    split = [pattern.split("*") for pattern in patterns]
+
+    def match(address: str) -> bool:
+        text = in_a_labels(address)
+        return any(_consists_of(pieces, text) for pieces in split)
+
+    return match
+
+
+def _consists_of(pieces: Sequence[str], text: str) -> bool:
+    """Tell whether *text* is made of *pieces* in their order, with anything between them."""
+    first, *others = pieces
+    if not others:
+        return text == first
+    last, place = others.pop(), len(first)
+    for piece in others:
+        found = text.find(piece, place)
+        if found < 0:
+            return False
+        place = found + len(piece)
+    return text.startswith(first) and text.endswith(last) and place + len(last) <= len(text)

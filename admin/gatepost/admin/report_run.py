@@ -12,16 +12,26 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from typing import Optional
 
-from gatepost.admin.report import job_fields, job_from, rows_of, summary_from
-from gatepost.admin.report_model import COMPLETE, NO_RESULTS, Job, Row, Summary
-from gatepost.admin.report_request import CANCELLED, DONE, FAILED, IN_PROGRESS, wanted
+from gatepost.admin.report import Messages, job_fields, job_from, rows_of, summary_from
+from gatepost.admin.report_model import COMPLETE, NO_RESULTS, Job, ReportType, Row, Summary
+from gatepost.admin.report_request import CANCELLED, DONE, FAILED, wanted, wanted_recipients
 from gatepost.admin.report_summary import Summarizer, limited
 from gatepost.relay import Rules
-from gatepost.service.config import Config
+from gatepost.service.config import Config, LedgerConfig
 from gatepost.service.database import Database
-from gatepost.service.ledger_store import loaded_until
+from gatepost.service.ledger_store import REFUSED_SHARE, loaded_until
 from gatepost.service.loader import LOADED_NAME, Loader
-from gatepost.service.report_store import PAGE, Stored, begins, entries, forget_rows, keep
+from gatepost.service.report_store import (
+    IN_PROGRESS,
+    PAGE,
+    Stored,
+    begin,
+    begins,
+    entries,
+    forget_rows,
+    keep,
+    refusals_begin,
+)
 from gatepost.service.store import StoreError
 
 WAIT_S = 60.0
@@ -36,10 +46,14 @@ class LedgerLags(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Selection:
-    """Which entries a job is of: those of *condition* (report_store.CONDITIONS), perhaps of one organization only."""
+    """Which entries a job is of: those of *condition* (report_store.CONDITIONS), perhaps of one organization only.
+
+    ledger_rows: how many the ledger keeps.
+    """
 
     condition: str
     organization: Optional[str] = None
+    ledger_rows: int = LedgerConfig.rows
 
 
 def open_database(config: Config) -> Database:
@@ -117,10 +131,12 @@ def run(
     summarizer = Summarizer(job)
     output = _Output(database if kept else None, job)
     try:
-        output.save()
+        output.begin()
         _collect(database, selection, output, summarizer, progress)
         output.save()
-        summary = limited(summarizer.summary(rules), job, begins(database))
+        if job.type is ReportType.P2_SENDER_ATTRIBUTION:
+            summarizer.p2_unseen = _p2_unseen(database, job)
+        summary = _summary(database, job, selection, summarizer, rules)
         done = NO_RESULTS if output.job.rows == 0 else COMPLETE
         output.job = replace(
             output.job, status=DONE, status_description=done, progress=100, completed=datetime.now(timezone.utc)
@@ -154,6 +170,20 @@ def _collect(
     output.add(rest())
 
 
+def _p2_unseen(database: Database, job: Job) -> int:
+    """Return how many messages would rely on P2 for all that is known, for nobody saw it."""
+    let_through, messages = wanted_recipients(job), Messages()
+    pages = entries(database, "P2Unseen", job.start.timestamp(), job.end.timestamp())
+    return sum(let_through(found.entry) and messages.first(found.entry.reference) for page in pages for found in page)
+
+
+def _summary(database: Database, job: Job, selection: Selection, summarizer: Summarizer, rules: Rules) -> Summary:
+    refusals = None
+    if job.type is ReportType.REFUSED:
+        refusals = refusals_begin(database, selection.ledger_rows // REFUSED_SHARE)
+    return limited(summarizer.summary(rules), job, begins(database), refusals)
+
+
 class _Output:
     """Writes a job and its rows into the store, so many at a time. database: None writes nothing."""
 
@@ -162,6 +192,10 @@ class _Output:
         self._rows: list[str] = []
         self._written = 0
         self.job = job
+
+    def begin(self) -> None:
+        if self._database is not None:
+            begin(self._database, stored(self.job, None))
 
     def add(self, rows: list[Row]) -> None:
         self._rows += map(_encode, rows)

@@ -27,7 +27,6 @@ _SRS = {
     "srs-forged": "The recipient has the form of this host's SRS addresses, but its hash is wrong.",
     "srs-expired": "The recipient is an SRS address of this host that has expired.",
     "srs-unknown": "The recipient has the form of this host's compact SRS addresses, but the store has no such one.",
-    "srs-guessing": "The client named too many wrong SRS addresses.",
     "srs-not-a-bounce": "The recipient is an SRS address of this host, which takes only bounces (null sender).",
     "srs-beside-others": "The recipient is an SRS address of this host, which takes no other recipient beside it.",
     "sender-unrewritable": "P1 must be rewritten by SRS, and is too long or no address.",
@@ -40,6 +39,9 @@ _SRS_REMEDIES = {
     "srs-not-a-bounce": ("Whoever means the original sender writes to that one's own address.",),
     "sender-unrewritable": ("Let the application use a shorter, well-formed P1, or one in an accepted domain.",),
 }
+_WAY_IN_UNKNOWN = (
+    "P1 is in no accepted domain, so SRS rewrote it. Only the egress hop saw this mail; how it came in is not known."
+)
 _BY_NOW = "Relayed by the configuration in force; nothing has to be changed any more."
 
 
@@ -63,9 +65,13 @@ class Tally:
         rest = self.others + sum(count for _, count in ordered[SHOWN:])
         return (*ordered[:SHOWN], *((("all others", rest),) if rest else ()))
 
+    def number(self) -> str:
+        """Return how many keys there are, in words."""
+        return f"more than {KEYS:,}" if self.others else f"{len(self.counts):,}"
+
     def described(self) -> str:
         """Return how many keys there are, which are hosts."""
-        return f"more than {KEYS:,} hosts" if self.others else _number(len(self.counts), "host")
+        return f"{self.number()} host{'s' if len(self.counts) != 1 else ''}"
 
     def _sorted(self) -> list[tuple[str, int]]:
         return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -82,7 +88,10 @@ class _Collected:
 
 
 class Summarizer:
-    """Counts entries for the summary of a report, by day, client, domain and group."""
+    """Counts entries for the summary of a report, by day, client, domain and group.
+
+    p2_unseen: how many more messages a report on P2 might have, for nobody saw theirs; whoever knows sets it.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -90,8 +99,9 @@ class Summarizer:
         self._days = Tally()
         self.clients = Tally()
         self._domains = Tally()
+        self.bounced = Tally()
         self._groups: dict[tuple[str, ...], _Collected] = {}
-        self.messages = self.recipients = self.would_refuse = self.by_p2 = self.with_bounces = 0
+        self.messages = self.recipients = self.would_refuse = self.by_p2 = self.p2_unseen = 0
 
     def add(self, found: Found) -> None:
         """Count *found*, an entry of the report."""
@@ -102,13 +112,14 @@ class Summarizer:
         for address in entry.header_from.split(", ") if len(group.domains) < P2_DOMAINS else ():
             if address:
                 group.domains[address.rpartition("@")[2]] = None
+        if found.bounces:
+            self.bounced.add(entry.rewritten)
         if not self._messages.first(entry.reference):
             return
         self.messages += 1
         group.messages += 1
         self.would_refuse += entry.action != REJECT
         self.by_p2 += entry.verdict_current == "refuse" and entry.verdict_legacy == "relay"
-        self.with_bounces += found.bounces > 0
         self._days.add(utc(entry.time).date().isoformat())
         self.clients.add(client_of(entry))
         self._domains.add(sender_domain(entry))
@@ -158,6 +169,8 @@ def _problem(sample: Entry, rules: Rules, report_type: ReportType) -> tuple[str,
     """Return what is wrong with the mail that *sample* stands for, by the rule set 2023-11-01, and its remedies."""
     if sample.reason in _SRS:
         return _SRS[sample.reason], _SRS_REMEDIES.get(sample.reason, ())
+    if not sample.requirements:
+        return _WAY_IN_UNKNOWN, ()
     client = rebuilt_client(sample, rules)
     mail = Mail(sample.reverse_path, tuple(filter(None, sample.header_from.split(", "))))
     verdict = attribute(client, mail, domain_of(sample.recipient), rules, RuleSet.CURRENT)
@@ -186,24 +199,28 @@ def _accepted(rules: Rules, domain: str) -> bool:
     return accepted is not None and rules.counts(accepted)
 
 
-def limited(summary: Summary, job: Job, begins: Optional[float]) -> Summary:
+def limited(summary: Summary, job: Job, begins: Optional[float], refusals: Optional[float] = None) -> Summary:
     """Return *summary* with what the ledger can't know of the time asked for: "not affected" would be too much said.
 
-    begins: of the ledger, in Unix seconds; None: it is empty.
+    begins: of the ledger, in Unix seconds; None: it is empty. refusals: of those in it, where older ones may have had
+    to make room.
     """
     if begins is None or utc(begins) >= job.end:
         return replace(summary, sentence="The ledger has no mail of that time, so nothing can be said of it.")
-    first = utc(begins)
+    sentences, first = [summary.sentence], max(utc(begins), job.start)
     if first.date() > job.start.date():
-        return replace(summary, sentence=f"{summary.sentence} The ledger begins on {first.day} {first:%B %Y}.")
-    return summary
+        sentences.append(f"The ledger begins on {first.day} {first:%B %Y}.")
+    oldest = first if refusals is None else utc(refusals)
+    if oldest.date() > first.date():
+        sentences.append(f"Many were refused, so the ledger has refusals only from {oldest.day} {oldest:%B %Y} on.")
+    return replace(summary, sentence=" ".join(sentences))
 
 
 def _sentence(job: Job, counted: Summarizer) -> str:
     when = _period(job)
     if counted.messages == 0:
         return {
-            ReportType.P2_SENDER_ATTRIBUTION: f"No message {when} relied on its From address (P2): not affected.",
+            ReportType.P2_SENDER_ATTRIBUTION: _nothing_by_p2(when, counted.p2_unseen),
             ReportType.NON_ACCEPTED_DOMAIN: f"No message {when} came through a connector with an envelope sender (P1) "
             "outside the accepted domains: not affected.",
             ReportType.REFUSED: f"No message {when} was refused, and none would have been in mode enforce.",
@@ -211,12 +228,29 @@ def _sentence(job: Job, counted: Summarizer) -> str:
         }[job.type]
     who = f"{_number(counted.messages, 'message')} from {counted.clients.described()} {when}"
     if job.type is ReportType.P2_SENDER_ATTRIBUTION:
-        return f"{who} could be relayed only because of the From address (P2). Exchange Online refuses such mail."
+        text = f"{who} could be relayed only because of the From address (P2). Exchange Online refuses such mail."
+        return f"{text} {_unseen(counted.p2_unseen)}".rstrip()
     if job.type is ReportType.NON_ACCEPTED_DOMAIN:
         return f"{who} came through a connector with an envelope sender (P1) that is in no accepted domain."
     if job.type is ReportType.REWRITTEN:
-        return f"{who} left with an envelope sender (P1) that SRS rewrote; {_bounced(counted.with_bounces)}."
+        return f"{who} left with an envelope sender (P1) that SRS rewrote; {_bounced(counted.bounced)}."
     return f"{who} {_refused(counted)}"
+
+
+def _nothing_by_p2(when: str, unseen: int) -> str:
+    if not unseen:
+        return f"No message {when} relied on its From address (P2): not affected."
+    return f"No message {when} is known to have relied on its From address (P2). {_unseen(unseen)}"
+
+
+def _unseen(messages: int) -> str:
+    if not messages:
+        return ""
+    them = "it" if messages == 1 else "them"
+    return (
+        f"Of {_number(messages, 'message')} that the rules refuse, the From address was not seen, so nothing can be "
+        f"said of {them}."
+    )
 
 
 def _refused(counted: Summarizer) -> str:
@@ -234,8 +268,10 @@ def _refused(counted: Summarizer) -> str:
     return text
 
 
-def _bounced(messages: int) -> str:
-    return f"bounces came back for {messages:,}" if messages else "no bounces came back"
+def _bounced(addresses: Tally) -> str:
+    if not addresses.counts:
+        return "no bounces came back"
+    return f"bounces came back to {addresses.number()} of the rewritten addresses"
 
 
 def _number(count: int, noun: str) -> str:

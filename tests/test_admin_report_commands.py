@@ -675,8 +675,9 @@ def test_erasing_says_what_went_and_what_is_still_there(gatepost: Gatepost) -> N
         "          0  counts of bounces\n"
         "          1  rows of kept reports\n"
         "          0  whole reports: named in the question or the summary, or under way\n"
-        "Still there: log files of gatepost and the MTA; for ten minutes spool files of running daemons; until they expire\n"
-        "compact SRS addresses, which bounces need. Reports that were exported or mailed are out of reach.\n"
+        "Still there: log files of gatepost and the MTA; for ten minutes, spool files of running daemons;\n"
+        "until they expire, compact SRS addresses, which bounces need. Reports that were exported or mailed are\n"
+        "out of reach.\n"
     )
     (kept,) = reports(gatepost.database())
     assert job_and_summary(kept)[0].rows == 1

@@ -76,6 +76,7 @@ def _say(address: str, erased: Erased) -> None:
     for what, count in lines.items():
         click.echo(f"  {count:>9,}  {what}")
     click.echo(
-        "Still there: log files of gatepost and the MTA; for ten minutes spool files of running daemons; until they expire"
-        "\ncompact SRS addresses, which bounces need. Reports that were exported or mailed are out of reach."
+        "Still there: log files of gatepost and the MTA; for ten minutes, spool files of running daemons;"
+        "\nuntil they expire, compact SRS addresses, which bounces need. Reports that were exported or mailed are"
+        "\nout of reach."
     )

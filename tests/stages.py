@@ -11,6 +11,11 @@ from typing import Callable
 from gatepost.admin.nexthop import Received
 from gatepost.admin.stage import Stage
 
+NDR = (
+    b"From: MAILER-DAEMON@mx.example.com\r\nTo: bob@fabrikam.com\r\nSubject: Undelivered Mail\r\n"
+    b"Message-Id: <9@mx.example.com>\r\nDate: Sat, 1 Aug 2026 12:00:01 +0200\r\n\r\nno such user\r\n"
+)
+"""A non-delivery report that another site makes of Bob's forwarded mail."""
 _LINES = 60
 _running: list[Callable[[], dict[str, str]]] = []
 

@@ -880,3 +880,11 @@ def test_refusals_of_one_message_have_one_reference(state: Path) -> None:
     connection.new_reference = lambda: next(references)
     refused = [connection.rcpt(address).refused for address in (forged(hub), expired(hub))]
     assert [entry.reference for entry in refused if entry] == ["FIRST", "FIRST"]
+
+
+def test_certificate_name_is_recorded_as_it_is_judged(state: Path) -> None:
+    encoded = {"ccert_subject": "mail+2Econtoso.com", "ccert_issuer": "Contoso CA"}
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **ABROAD, **encoded)
+    connection.rcpt("x@example.com")
+    (entry,) = connection.data().passed
+    assert (entry.certificate_names, entry.reason) == ("mail.contoso.com", "certificate-accepted")

@@ -19,6 +19,8 @@ from gatepost.service.ledger import (
     Record,
     both_verdicts,
     sender,
+    size_of,
+    verdicts_without_p2,
     with_verdict,
 )
 from gatepost.service.rewriting import orcpt_address
@@ -55,18 +57,13 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient, rewri
     Where policyd has decided, its own entry has that of the rule set in force.
     """
     verdict = item.judgement.verdict
-    current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
-    known = not item.by_policyd
-    return base._replace(  # once: it takes as long as a verdict
+    both = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
+    entry = base._replace(
         recipient=(item.by_policyd or item.rcpt).lower(),
         rewritten=rewritten.lower(),
         action=REWRITE if rewritten else PASS,
-        organization=verdict.organization.name if verdict.organization and known else "",
-        connector=verdict.connector.name if verdict.connector and known else "",
-        reason=verdict.reason.value if known else "",
-        verdict_current=current if known else "",
-        verdict_legacy=legacy,
     )
+    return entry._replace(verdict_legacy=both[1]) if item.by_policyd else with_verdict(entry, verdict, both)
 
 
 def refused(seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "") -> Entry:
@@ -74,11 +71,11 @@ def refused(seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Ve
     p2 = header_addresses(seen.transaction.headers_from)
     entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=REJECT)
     if verdict is not None:
-        entry = with_verdict(entry, seen.snapshot, verdict)
+        both = verdicts_without_p2(verdict)
         if p2 or seen.snapshot.config.relay.requirements is RuleSet.LEGACY:
             mail = Mail(seen.transaction.reverse_path, p2)
-            current, legacy = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
-            entry = entry._replace(verdict_current=current, verdict_legacy=legacy)
+            both = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
+        entry = with_verdict(entry, verdict, both)
     return entry._replace(reason=reason or entry.reason)
 
 
@@ -131,9 +128,9 @@ def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
 
 
 def declared_size(parameters: Sequence[str]) -> Optional[int]:
-    """Return SIZE= of the parameters of MAIL (RFC 1870), None where the client does not tell."""
+    """Return SIZE= of the parameters of MAIL, None where the client does not tell."""
     for parameter in parameters:
         name, _, value = parameter.partition("=")
-        if name.upper() == "SIZE" and value.isascii() and value.isdigit() and 0 < len(value) < 16:
-            return int(value) or None
+        if name.upper() == "SIZE":
+            return size_of(value)
     return None

@@ -423,7 +423,7 @@ class Session:
 
     def _remember(self, transaction: Transaction, now: int) -> None:
         """Leave a note for the egress hop where this message may come by there."""
-        queue_id = self._macro("i")
+        queue_id = self._queue_id(transaction)
         if queue_id and rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
             outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
             first = next(iter(outside or transaction.recipients), None)
@@ -542,8 +542,13 @@ class Session:
         return transaction.reference or transaction.ledger_reference
 
     def _circumstances(self, transaction: Transaction) -> Circumstances:
-        queue_id = self._macro("i")
+        queue_id = self._queue_id(transaction)
         return Circumstances(self._snapshot, transaction, self._clock(), queue_id, self._ip or "", self._helo)
+
+    def _queue_id(self, transaction: Transaction) -> str:
+        """Return the message's queue ID, "" where there is none yet. To ask libmilter takes as long as a verdict."""
+        transaction.queue_id = transaction.queue_id or self._macro("i")
+        return transaction.queue_id
 
     def _log(
         self,
@@ -560,7 +565,7 @@ class Session:
             f"reason={reason or (judgement.verdict.reason.value if judgement else '')}" if reason or judgement else "",
             f"reference={transaction.reference}" if transaction.reference else "",
         ]
-        log.info(f"{self._macro('i') or 'NOQUEUE'}: " + ", ".join(filter(None, fields)))
+        log.info(f"{self._queue_id(transaction) or 'NOQUEUE'}: " + ", ".join(filter(None, fields)))
 
 
 def _mailbox(address: str) -> tuple[str, str]:

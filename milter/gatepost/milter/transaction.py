@@ -75,6 +75,7 @@ class Transaction:
     own_hosts: Optional[set[str]] = None
     reference: str = ""
     ledger_reference: str = ""
+    queue_id: str = ""
     refusal: Optional[Reply] = None
 
     def add_from(self, value: str) -> None:

@@ -7,12 +7,13 @@ Pure: the snapshot, the time and what came before on the connection are argument
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple, Optional
 
 from gatepost.policyd import recording
+from gatepost.policyd.attributes import Attributes, certificate_name, text
 from gatepost.relay import Client, Mail, Result, Verdict
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Treatment
@@ -23,8 +24,6 @@ from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 from gatepost.srs import AddressError
-
-Attributes = Mapping[bytes, bytes]
 
 
 class Action(Enum):
@@ -129,7 +128,7 @@ def decide(
     if state not in (b"RCPT", b"DATA", b"VRFY") or snapshot.bypassed():
         return DUNNO, before
     if state == b"VRFY":  # would else tell right hashes from wrong ones
-        bounce = reversal.reverse(snapshot, _text(request, b"recipient"), now, aids.stored).bounce
+        bounce = reversal.reverse(snapshot, text(request, b"recipient"), now, aids.stored).bounce
         refused = _refused(snapshot, request, bounce, "", now, aids)
         return replace(refused, refused=None) if refused else DUNNO, before
     instance = request.get(b"instance", b"")
@@ -140,13 +139,13 @@ def decide(
         before = Transaction(instance, complete, reference=reference)
     if state == b"DATA":
         answer = _data(snapshot, request, before, now, aids)
-        queue_id = _text(request, b"queue_id")
+        queue_id = text(request, b"queue_id")
         if _records(snapshot) and not before.passed and _single(request):  # another worker saw RCPT, and is gone
             reference = aids.noted(request) or before.reference
             before = _rcpt(snapshot, request, replace(before, reference=reference), now, aids)[1]
         passed = () if answer.action in (Action.REJECT, Action.DEFER) else before.passed
         if _single(request):  # those beside it Postfix has refused
-            passed = tuple(item for item in passed if item.recipient == _text(request, b"recipient").lower())
+            passed = tuple(item for item in passed if item.recipient == text(request, b"recipient").lower())
         recorded = tuple(item._replace(queue_id=queue_id) for item in passed)
         return replace(answer, passed=recorded), replace(before, passed=())
     return _rcpt(snapshot, request, before, now, aids)
@@ -155,7 +154,7 @@ def decide(
 def _rcpt(
     snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids
 ) -> tuple[Answer, Transaction]:
-    rcpt = _text(request, b"recipient")
+    rcpt = text(request, b"recipient")
     bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
     refused = _refused(snapshot, request, bounce, before.reference, now, aids)
     if refused is not None:
@@ -199,7 +198,7 @@ def _refused(
     """
 
     def guessing() -> bool:
-        return aids.guessing(_text(request, b"client_address")) and not _client(snapshot, request).enabled
+        return aids.guessing(text(request, b"client_address")) and not _client(snapshot, request).enabled
 
     refusal = flow.srs_refusal(bounce, guessing)
     if refusal is None:
@@ -218,7 +217,7 @@ def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcp
     so it is split first, and everybody but the SRS recipient still gets it.
     """
     redirect = snapshot.config.srs.reverse is ReverseBy.REDIRECT
-    if not redirect and flow.may_write_to_srs(snapshot, _text(request, b"sender")):
+    if not redirect and flow.may_write_to_srs(snapshot, text(request, b"sender")):
         return False
     if returning:
         return bool(before.other) or (redirect and before.bounce not in ("", rcpt))
@@ -230,7 +229,7 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
     routed = addresses.routed(rcpt)
     if snapshot.config.relay.enforced_by != "policyd" or not ("@" in rcpt or routed):  # Postfix adds its own domain
         return DUNNO
-    mail = Mail(reverse_path=_text(request, b"sender"))
+    mail = Mail(reverse_path=text(request, b"sender"))
     # x%example.com@mail.contoso.com may lead outside, which only Postfix knows: it is no inside recipient here.
     judgement = flow.judge(snapshot, _client(snapshot, request), mail, "" if routed else rcpt)
     verdict = judgement.verdict
@@ -239,8 +238,8 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
         "reason": verdict.reason.value,
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
-        line = _line(request, "reject", **{**names, "reason": "sender-unrewritable"})
         reason = "sender-unrewritable"
+        line = _line(request, "reject", **{**names, "reason": reason})
         entry = recording.entry(snapshot, request, reference, now, REJECT, verdict, reason)
         return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict, refused=entry)
     if verdict.result is Result.RELAY and judgement.enforce:
@@ -250,18 +249,17 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
     if not judgement.enforce:
         line = _line(request, "monitor", **names, reference=reference)
         return Answer(Action.DUNNO, "DUNNO", line, verdict=verdict)
-    text = str(replies.RELAY_DENIED.with_reference(reference))
+    refusal = str(replies.RELAY_DENIED.with_reference(reference))
     line = _line(request, "reject", **names, reference=reference)
     entry = recording.entry(snapshot, request, reference, now, REJECT, verdict)
-    return Answer(Action.REJECT, text, line, verdict=verdict, refused=entry)
+    return Answer(Action.REJECT, refusal, line, verdict=verdict, refused=entry)
 
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:
-    """Return the client. Its certificate counts only where Postfix trusts it and names the issuer (R10)."""
-    name = addresses.decode_xtext(_text(request, b"ccert_subject")) if request.get(b"ccert_issuer") else ""
+    name = certificate_name(request)
     exempt = "authenticated" in snapshot.config.relay.exempt
     return snapshot.rules.client(
-        _text(request, b"client_address"),
+        text(request, b"client_address"),
         (name,) if name else (),
         authenticated=exempt and bool(request.get(b"sasl_username")),
     )
@@ -280,7 +278,7 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     reversed_ = reversal.reverse(snapshot, rcpt, now, aids.stored)
     returning = reversed_.bounce is Bounce.ORIGINAL
     named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
-    if not flow.may_write_to_srs(snapshot, _text(request, b"sender")):
+    if not flow.may_write_to_srs(snapshot, text(request, b"sender")):
         if not returning:
             return DUNNO
         reason = "srs-not-a-bounce"
@@ -298,7 +296,7 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
 
 def rcpt_at_data(request: Attributes, before: Transaction) -> str:
     """Return the recipient that a request at DATA is about: the only one, or the SRS address let through before."""
-    return _text(request, b"recipient") if _single(request) else before.bounce
+    return text(request, b"recipient") if _single(request) else before.bounce
 
 
 def _single(request: Attributes) -> bool:
@@ -356,19 +354,15 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
         return Rewritten(key, "none")
 
 
-def _text(request: Attributes, name: bytes) -> str:
-    return request.get(name, b"").decode("utf-8", "surrogateescape")
-
-
 def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) -> str:
     """Return the log line of a decision; empty values are left out."""
     fields = {
         "action": action,
-        "from": log.address(_text(request, b"sender")),
-        "to": log.address(_text(request, b"recipient")),
+        "from": log.address(text(request, b"sender")),
+        "to": log.address(text(request, b"recipient")),
         "redirect": log.address(redirect) if redirect else "",
-        "client": _text(request, b"client_address"),
+        "client": text(request, b"client_address"),
         **more,
     }
-    queue_id = _text(request, b"queue_id") or "NOQUEUE"
+    queue_id = text(request, b"queue_id") or "NOQUEUE"
     return f"{queue_id}: " + ", ".join(f"{name}={value}" for name, value in fields.items() if value)

@@ -22,7 +22,8 @@ from concurrent.futures import Future
 from typing import Any, Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
-from gatepost.policyd.decisions import Action, Aids, Attributes, Entry, Found, Transaction
+from gatepost.policyd.attributes import Attributes
+from gatepost.policyd.decisions import Action, Aids, Entry, Found, Transaction
 from gatepost.policyd.wire import (
     PolicyParser,
     ProtocolError,

@@ -167,16 +167,26 @@ def both_verdicts(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, ver
     return values[RuleSet.CURRENT], values[RuleSet.LEGACY]
 
 
-def with_verdict(entry: Entry, snapshot: Snapshot, verdict: Verdict) -> Entry:
-    """Return *entry* with *verdict*, of the rule set in force. What the other one says stays as it is."""
-    entry = entry._replace(
+def verdicts_without_p2(verdict: Verdict) -> tuple[str, str]:
+    """Return the same where P2 is not known, and *verdict* is of 2023-11-01: legacy lets through what that does."""
+    value = verdict.result.value
+    return value, "" if verdict.result is Result.REFUSE else value
+
+
+def with_verdict(entry: Entry, verdict: Verdict, both: tuple[str, str]) -> Entry:
+    """Return *entry* with *verdict*, of the rule set in force, and what *both* rule sets say."""
+    return entry._replace(
         organization=verdict.organization.name if verdict.organization else "",
         connector=verdict.connector.name if verdict.connector else "",
         reason=verdict.reason.value,
+        verdict_current=both[0],
+        verdict_legacy=both[1],
     )
-    if snapshot.config.relay.requirements is RuleSet.LEGACY:
-        return entry._replace(verdict_legacy=verdict.result.value)
-    return entry._replace(verdict_current=verdict.result.value)
+
+
+def size_of(text: str) -> Optional[int]:
+    """Return the size that a client declares by SIZE= (RFC 1870), None where that tells nothing."""
+    return int(text) or None if text.isascii() and text.isdigit() and len(text) < 16 else None
 
 
 def sender(snapshot: Snapshot, reverse_path: str) -> tuple[str, int]:

@@ -74,7 +74,7 @@ class LedgerDaemon:
         except (StoreError, OSError) as error:
             self._complain(loader, series, error)
             return RETRY_S
-        series.set(metrics.LEDGER_BACKLOG, (self.name,), loader.waiting_bytes())
+        series.set(metrics.LEDGER_BACKLOG, (self.name,), 0 if done else loader.waiting_bytes())
         if done:
             series.set(metrics.LEDGER_LOADED, (self.name,), began)
         return POLL_S if done else 0.0

@@ -114,17 +114,16 @@ class Spool:
         """Remove what is half there. The loader may have read it already, so nothing more goes into this file."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, self._size)
-        os.close(self._fd)
-        self._fd = -1
+        self._leave()
         self._full_until = time.monotonic() + 1.0
 
     def _begin(self) -> None:
         """Begin a file. It gets its name once it is locked, for a file without a lock is done with."""
+        if time.monotonic() >= self._full_until:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            if spooled_bytes(self._folder) >= self._limit_bytes:
+                self._full_until = time.monotonic() + 1.0
         if time.monotonic() < self._full_until:
-            raise OSError("the spool or its file system is full")
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        if spooled_bytes(self._folder) >= self._limit_bytes:
-            self._full_until = time.monotonic() + 1.0
             raise OSError("the spool or its file system is full")
         name = f"{time.time_ns():020d}-{os.getpid()}"
         new = self._folder / f"{name}.new"

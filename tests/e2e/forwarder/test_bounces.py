@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from stages import NDR
 
 from gatepost.service.reversal import day
 from gatepost.service.snapshot import load_snapshot
@@ -24,10 +25,6 @@ OUTSIDE = {
     "games": "games.home@example.com",
 }
 TO_BOB = ("", "bob@fabrikam.com")
-NDR = (
-    b"From: MAILER-DAEMON@mx.example.com\r\nTo: bob@fabrikam.com\r\nSubject: Undelivered Mail\r\n"
-    b"Message-Id: <9@mx.example.com>\r\nDate: Sat, 1 Aug 2026 12:00:01 +0200\r\n\r\nno such user\r\n"
-)
 
 
 @pytest.fixture(scope="module", params=["", "+"], ids=["no delimiter", "delimiter +"])

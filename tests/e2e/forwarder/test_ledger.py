@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from ledgerrows import Row, rows
+from stages import NDR
 
 from gatepost.admin.stage import Stage
 
 if TYPE_CHECKING:
     from .conftest import Boot, Forwarder
-
-NDR = (
-    b"From: MAILER-DAEMON@mx.example.com\r\nTo: bob@fabrikam.com\r\nSubject: Undelivered Mail\r\n"
-    b"Message-Id: <9@mx.example.com>\r\nDate: Sat, 1 Aug 2026 12:00:01 +0200\r\n\r\nno such user\r\n"
-)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ EGRESS = '[egress]\ntransport = "gatepost-egress:[127.0.0.1]:10027"\n'
 class Mta:
     """What a session has around it: configuration, macros, shared tables, metrics; and the stages in order.
 
-    now: what the clock shows. senders, added, deleted: what the ends of messages have changed, in order.
+    now: what the clock shows. senders, added, deleted, held, headers: what the ends of messages have changed, in order.
     """
 
     def __init__(self, folder: Path, text: str) -> None:
@@ -46,13 +46,20 @@ class Mta:
         self.senders: list[str] = []
         self.added: list[str] = []
         self.deleted: list[str] = []
+        self.held: list[str] = []
+        self.headers: list[str] = []
 
     def connected(
-        self, ip: Optional[str] = "192.0.2.1", port: int = 40001, *, macros: Optional[Mapping[str, str]] = None
+        self,
+        ip: Optional[str] = "192.0.2.1",
+        port: int = 40001,
+        name: str = "",
+        *,
+        macros: Optional[Mapping[str, str]] = None,
     ) -> Session:
         self.macros.update(macros or {})
         session = self.session()
-        session.connect(ip, port)
+        session.connect(ip, port, name)
         return session
 
     def session(self) -> Session:
@@ -92,6 +99,15 @@ class Mta:
 
     def delete_recipient(self, path: str) -> None:
         self.deleted.append(path)
+
+    def hold(self, reason: str) -> None:
+        self.held.append(reason)
+
+    def add_header(self, name: str, value: str) -> None:
+        self.headers.append(f"{name}: {value}")
+
+    def delete_header(self, name: str, index: int) -> None:
+        self.headers.append(f"no {name} {index}")
 
     @property
     def unhashed(self) -> list[str]:

@@ -25,11 +25,17 @@ class NameServer:
     """Serves *records*, {"fabrikam.com": {"TXT": ['"v=spf1 -all"'], "A": ["192.0.2.1"]}}, as zone files write them.
 
     Another name does not exist. What is asked below a name of *failing* gets SERVFAIL, below one of *silent* no
-    answer. *questions*: all that was asked, as "fabrikam.com TXT". While *open* is clear, answers wait.
+    answer. *questions*: all that was asked, as "fabrikam.com TXT". While *open* is clear, answers wait. port: any
+    that is free, unless given.
     """
 
     def __init__(
-        self, records: Records, failing: Sequence[str] = (), silent: Sequence[str] = (), host: str = "127.0.0.1"
+        self,
+        records: Records,
+        failing: Sequence[str] = (),
+        silent: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
     ) -> None:
         self.records = records
         self.failing = failing
@@ -38,7 +44,7 @@ class NameServer:
         self.open = threading.Event()
         self.open.set()
         self._asked = threading.Condition()
-        self._udp, self._tcp = _servers(host)
+        self._udp, self._tcp = _servers(host, port)
         self._udp.nameserver = self._tcp.nameserver = self
         self.address: tuple[str, int] = (host, self._udp.server_address[1])
 
@@ -96,13 +102,15 @@ class NameServer:
                 self._fill(response, mine[kind][0].rstrip("."), rdata_type)
 
 
-def _servers(host: str) -> tuple[_Udp, _Tcp]:
+def _servers(host: str, port: int) -> tuple[_Udp, _Tcp]:
     while True:
-        udp = _Udp((host, 0), _Datagram)
+        udp = _Udp((host, port), _Datagram)
         try:
             return udp, _Tcp(udp.server_address, _Stream)
         except OSError:  # the port is taken for TCP
             udp.server_close()
+            if port:
+                raise
 
 
 def _below(name: str, tops: Sequence[str]) -> bool:

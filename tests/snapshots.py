@@ -75,14 +75,20 @@ def snapshot(
     requirements: str = "2023-11-01",
     mode: str = "enforce",
     keys: Keys = KEYS,
+    upstream: Optional[Raw] = None,
     **srs: object,
 ) -> Snapshot:
-    """Return a snapshot with an egress hop; srs: the keys of [srs]."""
-    return _snapshot(organizations, mode, srs, requirements, keys)
+    """Return a snapshot with an egress hop; upstream: [upstream]; srs: the keys of [srs]."""
+    return _snapshot(organizations, mode, srs, requirements, keys, upstream)
 
 
 def _snapshot(
-    organizations: Sequence[Raw], mode: str, srs: Raw, requirements: str = "2023-11-01", keys: Keys = KEYS
+    organizations: Sequence[Raw],
+    mode: str,
+    srs: Raw,
+    requirements: str = "2023-11-01",
+    keys: Keys = KEYS,
+    upstream: Optional[Raw] = None,
 ) -> Snapshot:
     raw: Raw = {
         "organization": list(organizations),
@@ -90,6 +96,8 @@ def _snapshot(
         "egress": {},
         "srs": srs,
     }
+    if upstream is not None:
+        raw["upstream"] = upstream
     return build(parse(raw, Path("gatepost.toml")), keys, 0.0)
 
 

@@ -57,6 +57,53 @@ def test_relayed_and_rewritten_message(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "resolve", "ptr", "recorded_as"),
+    [
+        ("Mail.Contoso.com", "OK", "mail.contoso.com", ("mail.contoso.com", "confirmed")),
+        ("[192.0.2.1]", "FORGED", "liar.fabrikam.com", ("liar.fabrikam.com", "unconfirmed")),
+        ("[192.0.2.1]", "FAIL", "unknown", ("", "")),
+        ("[192.0.2.1]", "FAIL", "", ("", "")),
+        ("[192.0.2.1]", "TEMP", "mail.contoso.com", ("mail.contoso.com", "")),
+        ("mail.contoso.com", "", "", ("", "")),
+        ("a\nb <c>", "OK", "", ("", "")),
+        ("[192.0.2.1]", "FORGED", "\ufffd", ("", "")),
+        ("x." * 200 + "com", "OK", "", ("", "")),
+    ],
+    ids=["OK", "FORGED", "FAIL", "Sendmail's FAIL", "TEMP", "no macros", "control characters", "not UTF-8", "long"],
+)
+def test_client_name_as_the_mta_has_found_it(
+    tmp_path: Path, name: str, resolve: str, ptr: str, recorded_as: tuple[str, str]
+) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected(name=name, macros={"{client_resolve}": resolve, "{client_ptr}": ptr})
+    mta.message(session, "<bob@contoso.com>", headers=FROM)
+    assert [(entry.reverse_name, entry.fcrdns) for entry in recorded(mta)] == [recorded_as]
+
+
+def test_mail_of_sendmail_has_no_client_name(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected("127.0.0.1", 0, "localhost", macros={"{client_resolve}": "OK", "{client_ptr}": "localhost"})
+    mta.message(session, "<bob@contoso.com>", headers=FROM)
+    assert [(entry.reverse_name, entry.fcrdns) for entry in recorded(mta)] == [("", "")]
+
+
+def test_refusal_has_the_client_name(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected("192.0.2.5", name="crm.contoso.com", macros={"{client_resolve}": "OK"})
+    mta.message(session, "<app@vendor.example>")
+    assert [(entry.action, entry.reverse_name) for entry in recorded(mta)] == [("reject", "crm.contoso.com")]
+
+
+def test_each_client_of_one_milter_connection_has_its_own_name(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected("192.0.2.5", name="crm.contoso.com", macros={"{client_resolve}": "OK"})
+    mta.macros["{client_resolve}"] = "FAIL"
+    session.connect("192.0.2.6", 40002, "[192.0.2.6]")
+    mta.message(session, "<bob@contoso.com>", headers=FROM)
+    assert [entry.reverse_name for entry in recorded(mta)] == [""]
+
+
 def test_subject_is_kept_only_where_asked_for(tmp_path: Path) -> None:
     mta = Mta(tmp_path, ENFORCE + CONTOSO + "[ledger]\nsubjects = true\n")
     mta.message(mta.connected(), "<bob@contoso.com>", headers=FROM)

@@ -738,3 +738,22 @@ def test_other_smtpd_is_not_taken_for_the_egress_hop(hop: Hop2) -> None:
 
 def test_daemon_name_of_the_egress_hop_means_nothing_without_egress_configured(mta: Mta) -> None:
     assert mta.message(mta.connected(macros=AT_EGRESS), "<bob@fabrikam.com>") is not None
+
+
+def test_line_of_a_refusal_has_the_helo_name_which_adds_no_field_and_is_cut(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session = Mta(tmp_path, ENFORCE + CONTOSO).connected("192.0.2.5")
+    session.helo("a>, reason=relay\n" + "x" * 1000)
+    session.mail("<app@vendor.example>")
+    session.rcpt("<x@gmail.example>", [])
+    (line,) = lines(capfd)
+    assert f", client=192.0.2.5, helo=<a?, reason=relay?{'x' * 238}>, organization=contoso, " in line
+
+
+def test_line_of_a_message_that_passes_has_no_helo_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mta = Mta(tmp_path, ENFORCE + CONTOSO)
+    session = mta.connected()
+    session.helo("crm.contoso.com")
+    mta.message(session, "<app@contoso.com>")
+    assert "helo" not in "".join(lines(capfd))

@@ -50,6 +50,7 @@ def snapshot(
     mode: str = "enforce",
     egress: bool = True,
     form: str = "long",
+    action: str = "reject",
     **srs: object,
 ) -> Snapshot:
     raw: dict[str, object] = {
@@ -64,7 +65,7 @@ def snapshot(
                 ],
             }
         ],
-        "relay": {"mode": mode, "enforced_by": by, "local_domains": ["mx.contoso.net"]},
+        "relay": {"mode": mode, "action": action, "enforced_by": by, "local_domains": ["mx.contoso.net"]},
         "srs": {"reverse": reverse, "form": form, **srs},
     }
     if egress:
@@ -114,7 +115,7 @@ class Connection:
     def rcpt(self, recipient: str) -> Answer:
         queue_id = "4CgSNs5Q9s" if self.taken else ""
         answer = self.ask("RCPT", recipient=recipient, queue_id=queue_id, recipient_count="0")
-        if answer.action in (Action.DUNNO, Action.OK):
+        if answer.action in (Action.DUNNO, Action.OK, Action.HOLD):
             self.taken.append(recipient)
         return answer
 
@@ -412,8 +413,8 @@ def test_foreign_p1_is_refused_with_5_7_64_and_a_reference(state: Path) -> None:
     connection = Connection(snapshot(state, by="policyd"), "app@vendor.example", client_address="192.0.2.5")
     answer = connection.rcpt("x@example.org")
     assert answer.text == "550 5.7.64 TenantAttribution; Relay Access Denied [REFERENCE1]"
-    assert answer.verdict is not None
-    assert answer.verdict.result is Result.REFUSE
+    assert answer.judgement is not None
+    assert answer.judgement.verdict.result is Result.REFUSE
     assert answer.log == (
         "NOQUEUE: action=reject, from=<app@vendor.example>, to=<x@example.org>, client=192.0.2.5, "
         "organization=contoso, reason=nothing-accepted, reference=REFERENCE1"
@@ -425,8 +426,8 @@ def test_monitor_mode_logs_the_refusal_and_leaves_the_mail_to_postfix(state: Pat
     answer = Connection(hub, "app@vendor.example", client_address="192.0.2.5").rcpt("x@example.org")
     assert answer.text == "DUNNO"
     assert answer.log.startswith("NOQUEUE: action=monitor, from=<app@vendor.example>, ")
-    assert answer.verdict is not None
-    assert answer.verdict.result is Result.REFUSE
+    assert answer.judgement is not None
+    assert answer.judgement.verdict.result is Result.REFUSE
 
 
 def test_monitor_mode_makes_nothing_relayable(state: Path) -> None:
@@ -612,6 +613,71 @@ def test_forged_recipient_is_refused_from_everyone_too(state: Path) -> None:
     assert Connection(hub, "vacation@example.net").rcpt(forged(hub)).action is Action.REJECT
 
 
+# --- what is done with what the rule refuses
+
+BESIDE = "452 4.5.3 Inside and outside recipients need a message each, please try again"
+OFFICE = {"client_address": "192.0.2.5"}
+
+
+def test_tempfail_defers_with_the_reference(state: Path) -> None:
+    answer = Connection(snapshot(state, by="policyd", action="tempfail"), "bob@fabrikam.com", **OFFICE).rcpt(
+        "x@gmail.example"
+    )
+    assert (answer.action, answer.text) == (
+        Action.DEFER,
+        "451 4.7.64 TenantAttribution; Relay Access Denied [REFERENCE1]",
+    )
+    assert answer.log == (
+        "NOQUEUE: action=defer, from=<bob@fabrikam.com>, to=<x@gmail.example>, client=192.0.2.5, organization=contoso, "
+        "reason=nothing-accepted, reference=REFERENCE1"
+    )
+    assert answer.refused
+    assert answer.refused.action == "defer"
+
+
+def test_quarantine_holds_the_message_and_records_it_at_data(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    answer = connection.rcpt("x@gmail.example")
+    assert (answer.action, answer.text) == (Action.HOLD, "HOLD gatepost: nothing-accepted [REFERENCE1]")
+    assert answer.log.startswith("NOQUEUE: action=quarantine, from=<bob@fabrikam.com>, to=<x@gmail.example>, ")
+    assert connection.rcpt("y@gmail.example").action is Action.HOLD
+    recorded = connection.data().passed
+    assert [(item.recipient, item.action, item.reference) for item in recorded] == [
+        ("x@gmail.example", "quarantine", "REFERENCE1"),
+        ("y@gmail.example", "quarantine", "REFERENCE1"),
+    ]
+
+
+def test_held_message_takes_no_inside_recipient_beside(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    assert connection.rcpt("x@gmail.example").action is Action.HOLD
+    assert connection.rcpt("john@contoso.com").text == BESIDE
+
+
+@pytest.mark.parametrize("before", ["john@contoso.com", "srs"])
+def test_message_with_an_inside_recipient_is_not_held(state: Path, before: str) -> None:
+    hub = snapshot(state, by="policyd", action="quarantine", accept_from="everyone")
+    connection = Connection(hub, "bob@fabrikam.com", **OFFICE)
+    assert connection.rcpt(srs(hub) if before == "srs" else before).action is Action.DUNNO
+    assert connection.rcpt("x@gmail.example").text == BESIDE
+
+
+def test_message_of_which_recipients_may_have_been_taken_unseen_is_not_held(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    assert connection.ask("RCPT", recipient="x@gmail.example", queue_id="4CgSNs5Q9s").text == BESIDE
+
+
+def test_what_no_organization_is_meant_by_is_left_to_postfix_and_not_held(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com")
+    assert connection.rcpt("x@gmail.example").text == "DUNNO"
+
+
+@pytest.mark.parametrize("action", ["tempfail", "quarantine"])
+def test_action_waits_for_mode_enforce(state: Path, action: str) -> None:
+    hub = snapshot(state, by="policyd", action=action, mode="monitor")
+    assert Connection(hub, "bob@fabrikam.com", **OFFICE).rcpt("x@gmail.example").text == "DUNNO"
+
+
 # --- guessing
 
 
@@ -789,6 +855,33 @@ def test_recipient_that_is_refused_is_recorded_at_once_and_p2_is_not_known(state
     assert (refused.action, refused.verdict_current, refused.verdict_legacy) == ("reject", "refuse", "")
     connection.rcpt("mary@contoso.com")
     assert [entry.recipient for entry in connection.data().passed] == ["mary@contoso.com"]
+
+
+@pytest.mark.parametrize(
+    ("client_name", "reverse_client_name", "recorded"),
+    [
+        ("Crm.Contoso.com", "crm.contoso.com", ("crm.contoso.com", "confirmed")),
+        ("unknown", "liar.fabrikam.com", ("liar.fabrikam.com", "unconfirmed")),
+        ("unknown", "unknown", ("", "")),
+        ("unknown", "a, reason=relay", ("", "")),
+    ],
+)
+def test_client_name_is_recorded_as_postfix_reports_it(
+    state: Path, client_name: str, reverse_client_name: str, recorded: tuple[str, str]
+) -> None:
+    named = {**ABROAD, "client_name": client_name, "reverse_client_name": reverse_client_name}
+    refused = Connection(snapshot(state, by="policyd"), "bob@fabrikam.com", **named).rcpt("x@example.com").refused
+    assert refused is not None
+    assert (refused.reverse_name, refused.fcrdns) == recorded
+
+
+def test_line_of_a_refusal_has_the_helo_name_which_adds_no_field_and_is_cut(state: Path) -> None:
+    abroad = {**ABROAD, "helo_name": "a>, reason=relay " + "x" * 1000}
+    connection = Connection(snapshot(state, by="policyd"), "bob@fabrikam.com", **abroad)
+    line = connection.rcpt("x@example.com").log
+    assert f", client=192.0.2.5, helo=<a?, reason=relay {'x' * 238}>, organization=contoso, " in line
+    connection = Connection(snapshot(state, by="policyd"), "app@contoso.com", **abroad)
+    assert "helo" not in connection.rcpt("x@example.com").log
 
 
 def test_wrong_hash_is_recorded_with_its_reason_whoever_applies_the_relay_rule(state: Path) -> None:

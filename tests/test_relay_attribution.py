@@ -220,6 +220,27 @@ def test_r3_shared_address_alone_means_no_organization() -> None:
     assert verdict.meant
 
 
+@pytest.mark.parametrize(("p1", "name"), [("a@contoso.com", "contoso"), ("a@fabrikam.com", "fabrikam")])
+def test_r3_p1_tells_whose_mail_comes_from_a_shared_address(p1: str, name: str) -> None:
+    assert outcome(judge(SHARED, p1)) == ("relay", "p1-accepted", name)
+
+
+def test_r3_certificate_goes_before_p1_from_a_shared_address() -> None:
+    verdict = judge(SHARED, "bob@contoso.com", names=["mail.fabrikam.com"])
+    assert outcome(verdict) == ("relay", "certificate-accepted", "fabrikam")
+
+
+def test_r3_null_sender_from_a_shared_address_is_refused_and_nobodys() -> None:
+    verdict = judge(SHARED, "")
+    assert outcome(verdict) == ("refuse", "null-sender-without-certificate", None)
+    assert verdict.connector is None
+    assert verdict.meant
+
+
+def test_r3_null_sender_from_a_shared_address_is_its_certificates_organizations() -> None:
+    assert outcome(judge(SHARED, "", names=["mail.fabrikam.com"])) == ("relay", "certificate-accepted", "fabrikam")
+
+
 def test_r3_refusal_names_the_first_organization_that_met_condition_1() -> None:
     verdict = judge(UNKNOWN, "bob@contoso.com", names=["other.fabrikam.com"])
     assert outcome(verdict) == ("refuse", "no-connector", "fabrikam")

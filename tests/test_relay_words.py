@@ -40,6 +40,9 @@ TAILSPIN = Organization("tailspin", (AcceptedDomain("tailspin.com"),), (HOSTER,)
 RULES = Rules([CONTOSO, FABRIKAM, TAILSPIN], local_domains=["hub.example"])
 STRICT_RULES = Rules([CONTOSO], subdomains_relay=False)
 
+P1_IS = "P1 is what it says in MAIL FROM; services call it return path or bounce address."
+AS_NONE = "(self-signed, expired, or not for client authentication is as good as none)"
+IN_FOLDER = "If the name is not the CN, put the certificate into relay.certificate_folder."
 OUTSIDE = "Recipient domain gmail.com is no accepted domain and none of relay.local_domains: this is relay."
 
 
@@ -90,13 +93,14 @@ def test_foreign_p1_with_an_accepted_p2_was_let_through_before_2023_11_01() -> N
         ),
         failed="Condition 1 failed: the P1 domain vendor.example is not accepted, and the client presented no "
         'trusted certificate. Condition 2 holds: connector "head office" of contoso matches the client. '
+        "An IP address is enough only where P1 or the recipient is in an accepted domain. "
         "Before 2023-11-01 its P2 alone would have let it through.",
         remedies=(
             'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" '
             "under organization[contoso].",
-            "Let the application use an accepted P1, such as one in contoso.com.",
+            f"Let the application use an accepted P1, such as one in contoso.com. {P1_IS}",
             "Or let the client present a trusted certificate with a name in an accepted domain, such as "
-            "mail.contoso.com (self-signed is as good as none).",
+            f"mail.contoso.com {AS_NONE}. {IN_FOLDER}",
             "Where the application cannot change its P1, let SRS on the host before this one rewrite it into an "
             "address in contoso.com.",
         ),
@@ -113,7 +117,8 @@ def test_null_sender_without_certificate_is_told_that_only_a_certificate_helps()
     assert explanation.steps[1] == "P1 is the null sender <>, which is in no accepted domain: condition 1 fails."
     assert explanation.failed == (
         "Condition 1 failed: a null sender never counts as P1, and the client presented no trusted certificate. "
-        'Condition 2 holds: connector "head office" of contoso matches the client.'
+        'Condition 2 holds: connector "head office" of contoso matches the client. '
+        "An IP address is enough only where P1 or the recipient is in an accepted domain."
     )
     assert explanation.remedies == (
         "Send null-sender mail (NDRs, automatic replies) to outside over a connection with a trusted certificate "
@@ -151,7 +156,7 @@ def test_accepted_p1_from_an_unknown_address_is_told_which_connectors_were_compa
         "organization[contoso].connector[head office].sender_ip_addresses.",
         "Or let the client present a trusted certificate that "
         "organization[contoso].connector[crm].tls_sender_certificate_name matches, *.contoso.com "
-        "(self-signed is as good as none).",
+        f"{AS_NONE}.",
     )
 
 
@@ -187,6 +192,21 @@ def test_certificate_two_labels_below_is_told_to_declare_the_domain_between() ->
         'Declare [[organization.accepted_domain]] domain = "sub.contoso.com" under organization[contoso]: '
         "certificate name host.sub.contoso.com reaches one label up only, not to contoso.com."
     )
+
+
+def test_certificate_that_only_a_connector_knows_is_told_to_be_of_an_accepted_domain_r3() -> None:
+    connector = Connector("saas", tls_sender_certificate_name="mail.vendor.example")
+    rules = Rules([Organization("contoso", (AcceptedDomain("contoso.com"),), (connector,))])
+    explanation = words("203.0.113.9", "app@vendor.example", names=["mail.vendor.example"], rules=rules)
+    assert explanation.failed.endswith(
+        'Condition 2 holds: connector "saas" of contoso matches the client. '
+        "A certificate is enough only where one of its names is in an accepted domain, not in a connector alone."
+    )
+    assert (
+        "If mail.vendor.example is your own, declare it: [[organization.accepted_domain]] "
+        'domain = "mail.vendor.example" under organization[contoso]. '
+        "A connector knows that certificate name, but it is in no accepted domain."
+    ) in explanation.remedies
 
 
 def test_disabled_connector_is_told_to_be_enabled() -> None:
@@ -243,7 +263,7 @@ def test_subdomain_that_is_set_not_to_count_is_told_the_setting() -> None:
 def test_root_at_localhost_is_told_to_get_an_accepted_p1() -> None:
     assert words("192.0.2.5", "root@localhost").remedies[0] == (
         "Let the application use an accepted P1, such as one in contoso.com: root@localhost is the kind of sender "
-        "that cron jobs and devices use until they are told one."
+        "that cron jobs and devices use until they are told one (where they send by a Postfix of their own: myorigin)."
     )
 
 
@@ -260,7 +280,16 @@ def test_shared_address_is_told_to_use_a_certificate_for_each_organization() -> 
     )
     assert explanation.remedies[-1] == (
         "Connectors of several organizations match the client: where an address is shared, give each organization "
-        "a certificate of its own."
+        "a certificate of its own, and its connector that tls_sender_certificate_name."
+    )
+
+
+def test_null_sender_from_a_shared_address_is_told_that_a_certificate_of_its_own_helps() -> None:
+    explanation = words("198.51.100.7", "")
+    assert "Condition 2 holds for several organizations, so the client alone names none of them." in explanation.failed
+    assert explanation.remedies[-1].startswith(
+        "Connectors of several organizations match the client: where an address is shared, give each organization a "
+        "certificate of its own"
     )
 
 
@@ -273,9 +302,9 @@ def test_stranger_is_told_to_declare_domain_and_connector() -> None:
     assert explanation.remedies == (
         'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" '
         "under your organization.",
-        "Let the application use an accepted P1.",
+        f"Let the application use an accepted P1. {P1_IS}",
         "Or let the client present a trusted certificate with a name in an accepted domain, and declare "
-        "[[organization.connector]] tls_sender_certificate_name = that name under your organization.",
+        f"[[organization.connector]] tls_sender_certificate_name = that name under your organization. {IN_FOLDER}",
         'The client needs a connector as well: declare [[organization.connector]] sender_ip_addresses = ["203.0.113.9"]'
         " under your organization.",
     )
@@ -290,7 +319,7 @@ def test_legacy_relay_by_p2_is_said_to_be_legacy_only() -> None:
     assert explanation.p2 == (
         "sales@contoso.com: contoso.com is an accepted domain of contoso (P2 counts under the rule set legacy only)"
     )
-    assert explanation.remedies[1] == "Let the application use an accepted P1, such as one in contoso.com."
+    assert explanation.remedies[1].startswith("Let the application use an accepted P1, such as one in contoso.com.")
 
 
 def test_legacy_refusal_names_p2_too() -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gatepost.relay import AcceptedDomain, Connector, DomainType, RuleSet
-from gatepost.service.config import Config, EgressConfig, LedgerConfig, Mode, load
+from gatepost.service.config import Config, EgressConfig, LedgerConfig, load
 from gatepost.service.fields import Listen
+from gatepost.service.organizations import Mode, RefusalAction
 from gatepost.service.snapshot import build, load_snapshot
 from gatepost.service.srs_config import Form, Format, ReverseBy, Srs0Config, SrsConfig, without_password
 from gatepost.service.tables import ConfigError
@@ -64,6 +65,7 @@ def test_the_defaults_are_those_of_the_manual(file: Path, monkeypatch: pytest.Mo
     assert config.srs.srs0 == Srs0Config("=", hash_length=4, hash_minimum=4, base64url=False)
     assert (config.policyd.tcp_table_forward, config.policyd.tcp_table_reverse) == ((), ())
     assert (config.store_url, config.nameservers) == ("sqlite:////var/lib/gatepost/gatepost.db", ())
+    assert not config.fcrdns
     assert config.egress is None
     assert config.metrics == Listen(host="127.0.0.1", port=9797)
     assert config.warnings == ()
@@ -123,6 +125,7 @@ def test_every_key_is_taken(file: Path) -> None:
         url = "postgresql://gatepost@db.contoso.com/gatepost"
         [dns]
         nameservers = ["192.0.2.53", "::1", "[::1]", "[::1]:5353", "127.0.0.1:5353"]
+        fcrdns = true
         [milter]
         listen = "inet:[::1]:10040"
         workers = 4
@@ -171,6 +174,7 @@ def test_every_key_is_taken(file: Path) -> None:
         srs0=Srs0Config("+", hash_length=27, hash_minimum=5, base64url=True),
     )
     assert config.store_url == "postgresql://gatepost@db.contoso.com/gatepost"
+    assert config.fcrdns
     assert [str(item) for item in config.nameservers] == [
         *("inet:192.0.2.53:53", "inet:[::1]:53", "inet:[::1]:53", "inet:[::1]:5353", "inet:127.0.0.1:5353")
     ]
@@ -686,3 +690,54 @@ def test_snapshot_holds_until_the_next_enforce_from(file: Path) -> None:
     days = [datetime(year, month, 1, tzinfo=timezone.utc).timestamp() for year, month in ((2026, 12), (2027, 1))]
     keys = Keys([b"key"])
     assert [build(config, keys, now).until for now in (0.0, days[0], days[1])] == [*days, float("inf")]
+
+
+# What is done with what is refused
+
+
+def acting(file: Path, relay: str, organization: str = "") -> Config:
+    name = 'name = "contoso"'
+    return read(file, f"[relay]\n{relay}\n" + CONTOSO.replace(name, f"{name}\n{organization}"))
+
+
+def test_an_organization_has_the_general_action_unless_it_has_its_own(file: Path) -> None:
+    assert acting(file, "").settings["contoso"].action is RefusalAction.REJECT
+    assert acting(file, 'action = "tag"').settings["contoso"].action is RefusalAction.TAG
+    assert acting(file, 'action = "tag"', 'action = "tempfail"').settings["contoso"].action is RefusalAction.TEMPFAIL
+
+
+def test_policyd_cannot_tag(file: Path) -> None:
+    relay = '[relay]\nenforced_by = "policyd"\n'
+    assert problems(file, relay + CONTOSO.replace("\n[[organization.", '\naction = "tag"\n[[organization.')) == [
+        'gatepost.toml: organization[0].action: "tag" needs enforced_by = "milter": policyd cannot remove a header '
+        "that a client forged"
+    ]
+
+
+@pytest.mark.parametrize("action", ["tempfail", "quarantine", "tag"])
+def test_a_warning_says_that_mail_from_sendmail_cannot_be_split(file: Path, action: str) -> None:
+    assert acting(file, f'action = "{action}"\nexempt = ["authenticated"]').warnings == (
+        "gatepost.toml: relay.exempt: mail from sendmail(1) is not exempt and cannot be split, so inside recipients of "
+        f"the same message share what becomes of it ({action})",
+    )
+    assert acting(file, f'action = "{action}"').warnings == ()
+
+
+# Certificates
+
+
+def test_certificates_are_in_the_folder_beside_the_configuration_which_need_not_be_there(file: Path) -> None:
+    config = read(file, CONTOSO)
+    assert config.relay.certificate_folder == file.parent / "certificates"
+    assert config.warnings == ()
+
+
+def test_certificate_folder_is_relative_to_the_configuration(file: Path) -> None:
+    (file.parent / "clients").mkdir()
+    config = read(file, CONTOSO + '[relay]\ncertificate_folder = "clients"\n')
+    assert (config.relay.certificate_folder, config.warnings) == (file.parent / "clients", ())
+
+
+def test_certificate_folder_that_is_given_and_not_there_is_a_warning(file: Path) -> None:
+    config = read(file, CONTOSO + '[relay]\ncertificate_folder = "/nowhere/clients"\n')
+    assert config.warnings == ("gatepost.toml: relay.certificate_folder: /nowhere/clients is no folder",)

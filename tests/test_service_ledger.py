@@ -13,7 +13,7 @@ from gatepost.service.ledger import TEXT_LIMIT, Bounced, Entry, Record, clipped,
 
 TIMES = st.floats(0, 4e9)
 SIZES = st.none() | st.integers(0, 10**15)
-ACTIONS = st.sampled_from(["", "pass", "return", "reject", "rewrite"])
+ACTIONS = st.sampled_from(["", "pass", "return", "defer", "reject", "rewrite", "tag", "quarantine"])
 PLACES = st.sampled_from(["", "a@fabrikam.com", "b@fabrikam.com", "c@fabrikam.com"])
 OTHERS = {name: st.text() for name in Entry._fields if name not in ("time", "sender_accepted", "size_bytes")}
 
@@ -144,7 +144,7 @@ def changed(field: str, value: str) -> bytes:
         b'[1, "Other", "a@b", 1.0]',
         b'[1, "Bounced", "a@b"]',
         b'[1, "Bounced", "a@b", 1.0, 2]',
-        b'[2, "Bounced", "a@b", 1.0]',
+        b'[3, "Bounced", "a@b", 1.0]',
         b'[1, "Bounced", 7, 1.0]',
         b"[" * 300_000,
         line(INGRESS)[:-2],
@@ -229,6 +229,50 @@ def test_what_one_entry_alone_knows_is_kept(one: Entry, other: Entry) -> None:
     for mine, theirs, both in zip(one, other, merged(one, other)):
         assert both in (mine, theirs) or both == f"{min(mine, theirs)}, {max(mine, theirs)}"
         assert mine in ("", None) or both not in ("", None)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "action"),
+    [
+        ("pass", "defer", "defer"),
+        ("pass", "quarantine", "quarantine"),
+        ("defer", "reject", "reject"),
+        ("reject", "rewrite", "rewrite"),
+        ("tag", "rewrite", "tag"),
+        ("quarantine", "rewrite", "quarantine"),
+    ],
+)
+def test_what_was_tagged_or_held_remains_so_where_its_copy_is_rewritten_later(
+    one: str, other: str, action: str
+) -> None:
+    first, second = INGRESS._replace(action=one), EGRESS._replace(action=other)
+    assert (merged(first, second).action, merged(second, first).action) == (action, action)
+    assert merged(first, second).rewritten == EGRESS.rewritten
+
+
+def test_line_that_the_release_before_left_in_the_spool_is_read() -> None:
+    before = (
+        b'[1, "Entry", "abcdef", "bob@contoso.com", 1700000000.5, "4CgSNs5Q9s", "", "192.0.2.5", "app.contoso.com", '
+        b'"mail.contoso.com", "ann@fabrikam.com", "fabrikam.com", 0, "", "", "ann@fabrikam.com", "contoso", "", '
+        b'"2023-11-01", "inside", "inside", "inside", "pass", 1000, "<1@fabrikam.com>", ""]\n'
+    )
+    assert record(before) == INGRESS
+    assert record(b'[1, "Bounced", "bob@contoso.com", 1.0]\n') == Bounced("bob@contoso.com", 1.0)
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        line(INGRESS).replace(b"[2,", b"[1,"),
+        line(INGRESS).replace(b', ""]', b"]"),
+        line(INGRESS).replace(b"[2,", b"[3,"),
+        b'[2, "Entry", "abcdef", "bob@contoso.com", 1700000000.5]',
+    ],
+    ids=["fields of the next format", "a field short", "another format", "only a few fields"],
+)
+def test_line_with_another_number_of_fields_than_its_format_has_is_refused(octets: bytes) -> None:
+    with pytest.raises(ValueError, match=r"format|fields"):
+        record(octets)
 
 
 def test_unknown_action_of_a_damaged_line_counts_least() -> None:

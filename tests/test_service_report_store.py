@@ -55,6 +55,20 @@ def test_refused_has_refusals_and_what_mode_monitor_let_through(made: Make) -> N
     assert references(database, "WouldRefuse") == "MONITORED"
 
 
+def test_what_was_put_off_held_or_tagged_was_refused_and_not_let_through_by_mode_monitor(made: Make) -> None:
+    actions = ("defer", "quarantine", "tag")
+    inside = entry("INSIDE", 9, action="quarantine", verdict_current="inside", verdict_legacy="inside")
+    database = made(*(entry(action, number, action=action) for number, action in enumerate(actions)), inside)
+    assert references(database, "Refused") == "defer quarantine tag"
+    assert references(database, "WouldRefuse") == ""
+
+
+def test_refusals_that_make_room_are_those_that_were_turned_away(made: Make) -> None:
+    database = made(*(entry(action, 5, action=action) for action in ("reject", "defer", "quarantine", "tag")))
+    assert report_store.refusals_begin(database, 2) == 5.0
+    assert report_store.refusals_begin(database, 3) is None
+
+
 def test_where_legacy_is_in_force_what_it_relays_is_not_refused(made: Make) -> None:
     database = made(entry("A", 1, requirements="legacy"), entry("B", 2, requirements="legacy", verdict_legacy="refuse"))
     assert references(database, "Refused") == "B"

@@ -22,6 +22,7 @@ from smalldisk import fill
 from storewriter import original
 
 from gatepost.service.database import Database
+from gatepost.service.schema import VERSION
 from gatepost.service.store import Store, StoreError
 
 DAY = 20_500
@@ -375,8 +376,9 @@ def test_tables_of_a_later_release_are_left_alone(
     first = make(url)
     first.stored("abcdefgh", "bob@fabrikam.com", DAY)
     first.close()
-    query(url, "UPDATE gatepost_schema SET version = 3")
-    words = "its tables are of version 3, which a newer release of gatepost made; this one knows version 2$"
+    query(url, f"UPDATE gatepost_schema SET version = {VERSION + 1}")
+    words = f"its tables are of version {VERSION + 1}, which a newer release of gatepost made; this one knows "
+    words += f"version {VERSION}$"
     fails_soon(lambda: make(url).found("abcdefgh"), words)
 
 

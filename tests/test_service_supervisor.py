@@ -553,6 +553,7 @@ def test_list_that_is_still_being_written_is_loaded_once_two_looks_have_seen_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LOOK_S", 0.0)
+    monkeypatch.setattr(supervisor, "LOOK_SHARE", 0)
     gatepost = Gatepost(tmp_path, more='[srs]\nexclude_file = "exclude"\n')
     listed = tmp_path / "exclude"
     listed.write_text("fabrikam.com\n")

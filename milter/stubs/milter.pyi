@@ -21,9 +21,12 @@ P_NR_MAIL: int
 P_NR_HDR: int
 P_NR_EOH: int
 
+ADDHDRS: int
 ADDRCPT: int
 CHGFROM: int
+CHGHDRS: int
 DELRCPT: int
+QUARANTINE: int
 SETSYMLIST: int
 
 CONTINUE: int

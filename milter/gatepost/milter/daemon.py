@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from typing import Any, Optional, cast
 
 import milter
+from gatepost.milter import identity
 from gatepost.milter.session import HEADERS, Session
 from gatepost.relay import RuleSet
 from gatepost.service import log, metrics
 from gatepost.service.config import Config
 from gatepost.service.fields import Listen
 from gatepost.service.listeners import clear_stale, narrow_umask, remove
+from gatepost.service.organizations import RefusalAction
 from gatepost.service.replies import FAULT, Reply
 from gatepost.service.series import Series
 from gatepost.service.shared import Shared, open_shared
@@ -32,9 +34,9 @@ from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 
 MACROS = {
-    milter.M_CONNECT: "j {daemon_name}",
+    milter.M_CONNECT: "j {daemon_name} {client_resolve} {client_ptr}",
     milter.M_HELO: "",
-    milter.M_ENVFROM: "i {auth_authen} {cert_subject} {cert_issuer} {mail_addr}",
+    milter.M_ENVFROM: f"i {{auth_authen}} {{mail_addr}} {identity.MACROS}",
     milter.M_ENVRCPT: "i {rcpt_addr}",
     milter.M_DATA: "i",
     milter.M_EOM: "i",
@@ -73,6 +75,15 @@ class _Changes:
 
     def delete_recipient(self, path: str) -> None:
         self.ctx.delrcpt(path)
+
+    def hold(self, reason: str) -> None:
+        self.ctx.quarantine(reason)
+
+    def add_header(self, name: str, value: str) -> None:
+        self.ctx.addheader(name, value)
+
+    def delete_header(self, name: str, index: int) -> None:
+        self.ctx.chgheader(name, index, None)
 
 
 class MilterDaemon:
@@ -144,13 +155,13 @@ class MilterDaemon:
         config = worker.snapshot.config
         legacy = config.relay.requirements is RuleSet.LEGACY
         wanted = QUIET | UNUSED
-        if not legacy and config.egress is None and worker.shared.spool is None:
+        tags = RefusalAction.TAG in worker.snapshot.actions
+        if not legacy and config.egress is None and worker.shared.spool is None and not tags:
             # Both or none: with headers but no end of them, libmilter drops the end of a message that has no header.
             wanted |= milter.P_NOHDRS | milter.P_NOEOH
         if not legacy:
             wanted |= milter.P_NR_EOH
-        by_milter = config.srs.reverse is ReverseBy.MILTER
-        options[0] &= milter.CHGFROM | (milter.ADDRCPT | milter.DELRCPT if by_milter else 0)
+        options[0] &= _changes_wanted(worker.snapshot)
         options[1] &= wanted
         options[2] = options[3] = 0
         for stage, names in MACROS.items():
@@ -287,9 +298,21 @@ class MilterDaemon:
             idle_looks = idle_looks + 1 if idle else 0
 
 
+def _changes_wanted(snapshot: Snapshot) -> int:
+    """Return the changes to ask the MTA for; one that it does not offer is a fault where it is needed."""
+    wanted = int(milter.CHGFROM)
+    if snapshot.config.srs.reverse is ReverseBy.MILTER:
+        wanted |= milter.ADDRCPT | milter.DELRCPT
+    if RefusalAction.QUARANTINE in snapshot.actions:
+        wanted |= milter.QUARANTINE
+    if RefusalAction.TAG in snapshot.actions:
+        wanted |= milter.ADDHDRS | milter.CHGHDRS
+    return wanted
+
+
 def _connect(session: Session, name: str, family: int, address: Any) -> None:
     known = isinstance(address, tuple)
-    session.connect(address[0] if known else None, address[1] if known else -1)
+    session.connect(address[0] if known else None, address[1] if known else -1, name)
 
 
 def _mail(session: Session, path: bytes, *parameters: bytes) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from gatepost.milter.transaction import Recipient, Transaction, header_addresses
-from gatepost.relay import Mail, Organization, RuleSet, Verdict
+from gatepost.relay import Mail, Organization, RuleSet
+from gatepost.service.client_names import UNKNOWN, Name
+from gatepost.service.flow import Judgement, at_upstream
 from gatepost.service.ledger import (
     PASS,
     REJECT,
@@ -21,6 +23,7 @@ from gatepost.service.ledger import (
     sender,
     size_of,
     verdicts_without_p2,
+    with_upstream,
     with_verdict,
 )
 from gatepost.service.rewriting import orcpt_address
@@ -28,7 +31,7 @@ from gatepost.service.snapshot import Snapshot
 
 
 class Circumstances(NamedTuple):
-    """What is the same for all recipients. time: Unix seconds. ip, helo: the client's, "" where not known."""
+    """What is the same for all recipients. time: Unix seconds. ip, helo, name: the client's, "" where not known."""
 
     snapshot: Snapshot
     transaction: Transaction
@@ -36,46 +39,59 @@ class Circumstances(NamedTuple):
     queue_id: str
     ip: str
     helo: str
+    name: Name = UNKNOWN
 
 
-def ingress(seen: Circumstances, reference: str, rewritten: str) -> list[Record]:
-    """Return the records of a message at its end; *rewritten*: its new P1, "" where it stays."""
+def ingress(seen: Circumstances, reference: str, action: str, rewritten: str) -> list[Record]:
+    """Return the records of a message at its end; *rewritten*: its new P1, "" where it stays.
+
+    action: what was done with all of it; what goes back to an original sender is returned whatever else was done.
+    """
     transaction = seen.transaction
     p2 = header_addresses(transaction.headers_from)
     mail, base = Mail(transaction.reverse_path, p2), _base(seen, reference, p2)
-    records: list[Record] = [_judged(base, seen, mail, item, rewritten) for item in transaction.recipients]
+    done = base._replace(rewritten=rewritten.lower(), action=PASS if action == RETURN else action)
+    records: list[Record] = [_judged(done, seen, mail, item) for item in transaction.recipients]
     for path, original in transaction.returning:
         address = path.strip("<>").lower()
         back = base._replace(recipient=address, forwarded_to=original.lower(), action=RETURN)
+        back = with_upstream(back, at_upstream(seen.snapshot, mail, original))
         records += [back, Bounced(address, seen.time)]
     return records
 
 
-def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient, rewritten: str) -> Entry:
+def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> Entry:
     """Return the entry of a recipient with the verdicts.
 
     Where policyd has decided, its own entry has that of the rule set in force.
     """
     verdict = item.judgement.verdict
-    both = both_verdicts(seen.snapshot, seen.transaction.client, mail, item.rcpt, verdict)
-    entry = base._replace(
-        recipient=(item.by_policyd or item.rcpt).lower(),
-        rewritten=rewritten.lower(),
-        action=REWRITE if rewritten else PASS,
-    )
-    return entry._replace(verdict_legacy=both[1]) if item.by_policyd else with_verdict(entry, verdict, both)
+    both = both_verdicts(seen.snapshot, item.client, mail, item.rcpt, verdict)
+    names = ", ".join(item.client.certificate_names)
+    entry = base._replace(recipient=(item.by_policyd or item.rcpt).lower(), certificate_names=names)
+    if item.by_policyd:
+        return entry._replace(verdict_legacy=both[1])
+    return with_upstream(with_verdict(entry, verdict, both), item.judgement.upstream)
 
 
-def refused(seen: Circumstances, reference: str, rcpt: str, verdict: Optional[Verdict], reason: str = "") -> Entry:
-    """Return the record of a recipient that is refused. At RCPT P2, which comes later, is unknown."""
+def refused(
+    seen: Circumstances,
+    reference: str,
+    rcpt: str,
+    judgement: Optional[Judgement],
+    reason: str = "",
+    action: str = REJECT,
+) -> Entry:
+    """Return the record of a recipient that is refused, or put off. At RCPT P2, which comes later, is unknown."""
     p2 = header_addresses(seen.transaction.headers_from)
-    entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=REJECT)
-    if verdict is not None:
+    entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=action)
+    if judgement is not None:
+        verdict = judgement.verdict
         both = verdicts_without_p2(verdict)
         if p2 or seen.snapshot.config.relay.requirements is RuleSet.LEGACY:
             mail = Mail(seen.transaction.reverse_path, p2)
             both = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
-        entry = with_verdict(entry, verdict, both)
+        entry = with_upstream(with_verdict(entry, verdict, both), judgement.upstream)
     return entry._replace(reason=reason or entry.reason)
 
 
@@ -102,7 +118,7 @@ def egress(seen: Circumstances, reference: str, rewritten: str, organization: Op
         requirements="",
         action=REWRITE,
     )
-    return [entry]
+    return [with_upstream(entry, at_upstream(seen.snapshot, Mail(rewritten), rcpt))]
 
 
 def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
@@ -124,6 +140,8 @@ def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
         size_bytes=transaction.size_bytes,
         message_id=transaction.message_id[:TEXT_LIMIT],
         subject=transaction.subject[:TEXT_LIMIT],
+        reverse_name=seen.name[0],
+        fcrdns=seen.name[1],
     )
 
 

@@ -12,13 +12,18 @@ from dataclasses import replace
 from typing import Optional
 
 from gatepost.milter import recording
+from gatepost.milter.identity import Identity
 from gatepost.milter.recording import Circumstances
 from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
-from gatepost.relay import Client, Mail, Organization, Result, RuleSet, Verdict
+from gatepost.relay import Mail, Organization, Result, RuleSet
 from gatepost.service import flow, log, metrics, rewriting
 from gatepost.service.addresses import domain_of, plain, routed, unquoted
-from gatepost.service.flow import Judgement, Treatment
+from gatepost.service.client_names import UNKNOWN, Name, reported
+from gatepost.service.flow import WHOLE_MESSAGE, Judgement, Treatment
 from gatepost.service.hops import NOTE_AGE_S, Hop, organization_digest, policyd_key
+from gatepost.service.ledger import DEFER, NOT_RELAYED, QUARANTINE, REJECT
+from gatepost.service.ledger import TAG as TAG_ACTION
+from gatepost.service.organizations import RefusalAction
 from gatepost.service.reference import new_reference
 from gatepost.service.replies import (
     BAD_RECIPIENT,
@@ -27,6 +32,7 @@ from gatepost.service.replies import (
     FAULT,
     LEDGER_AWAY,
     ONE_BY_ONE,
+    RELAY_DEFERRED,
     RELAY_DENIED,
     SRS_APART,
     SRS_FORGED,
@@ -42,10 +48,14 @@ from gatepost.service.shared import Shared
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 from gatepost.service.store import StoreError
+from gatepost.service.upstream import log_fields, refuses, upstream_labels, why_refused
 from gatepost.srs import AddressError
 
-HEADERS = frozenset(("from", "message-id", "subject", "received", "x-sieve-redirected-from"))
-"""P2 and what else the ledger has of a message; on the egress hop our own Received lines; Sieve's."""
+TAG = "X-Gatepost-Relay"
+"""The header of mail that passes although the rule refuses it; from a client it is removed."""
+HEADERS = frozenset(("from", "message-id", "subject", "received", "x-sieve-redirected-from", TAG.lower()))
+"""P2 and what else the ledger has of a message; on the egress hop our own Received lines; Sieve's; our own."""
+_TURNED_DOWN = frozenset((*NOT_RELAYED, "monitor"))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
 
@@ -74,9 +84,9 @@ class Session:
         self._egress = False
         self._hostname = ""
         self._helo = ""
+        self._name = UNKNOWN
         self._port = -1
-        self._client: Optional[Client] = None
-        self._identity = ("", "")
+        self._identity = Identity(snapshot, shared.presented, None, -1)
         self._transaction: Optional[Transaction] = None
         self._failed = True  # until connect has come through
 
@@ -90,18 +100,44 @@ class Session:
         self._failed = True
         self._transaction = None
 
-    def connect(self, ip: Optional[str], port: int) -> None:
-        """Begin. *ip*: None where the MTA knows none. Postfix reports sendmail(1) as a loopback client on port 0."""
+    def connect(self, ip: Optional[str], port: int, name: str = "") -> None:
+        """Begin. *ip*: None where the MTA knows none. *name*: the client's, where the MTA has verified one."""
         self._failed = False
-        self._client = self._transaction = None  # an MTA may use one milter connection for several clients
+        self._transaction = None
+        # anew: an MTA may use one milter connection for several clients
+        self._identity = Identity(self._snapshot, self._shared.presented, ip, port)
         self._ip = ip
         self._port = port
         self._helo = ""
-        self._local = port == 0 and ip in ("127.0.0.1", "::1")
+        self._local = self._identity.local
         config = self._snapshot.config.egress
         self._egress = config is not None and self._macro("{daemon_name}") == config.daemon_name
         if self._egress:
             self._hostname = self._macro("j")
+        self._name = self._name_from_mta(name)
+
+    def _name_from_mta(self, name: str) -> Name:
+        """Return what the MTA knows of the client's name, for the ledger; where that is little, DNS begins to be asked.
+
+        Postfix and Sendmail define {client_resolve} alike: OK, FORGED, TEMP, FAIL; Postfix also says FAIL where it was
+        told not to ask.
+        """
+        if self._shared.spool is None or self._egress or self._local:
+            return UNKNOWN
+        resolved = self._macro("{client_resolve}")
+        known = reported(name if resolved == "OK" else "", self._macro("{client_ptr}") if resolved != "OK" else "")
+        if resolved == "TEMP":
+            known = known[0], ""
+        if not known[1] and self._ip and self._shared.fcrdns:
+            self._shared.fcrdns.refresh(self._ip, int(self._clock()))
+        return known
+
+    def _known_name(self) -> Name:
+        """Return the client's name as far as it is known by now; nobody waits for DNS."""
+        if self._name[1] or not self._ip or self._local or self._egress or self._shared.fcrdns is None:
+            return self._name
+        found = self._shared.fcrdns.known(self._ip, int(self._clock()))
+        return found if found[1] else self._name
 
     def helo(self, name: str) -> None:
         """Take note of the client's HELO name, which decides nothing."""
@@ -115,7 +151,7 @@ class Session:
         reverse_path = path.strip("<>") if path.startswith("<") else path
         if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or reverse_path
-        self._transaction = Transaction(reverse_path, self._identified(), self._snapshot.bypassed())
+        self._transaction = Transaction(reverse_path, *self._identity.at_mail(self._macro), self._snapshot.bypassed())
         self._transaction.size_bytes = recording.declared_size(parameters)
         if self._shared.spf and self._may_spare(self._transaction):  # known by the time that it is asked for
             self._shared.spf.refresh(domain_of(reverse_path) or "", int(self._clock()))
@@ -141,22 +177,6 @@ class Session:
             return flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen, spared=True)
         return judgement
 
-    def _identified(self) -> Client:
-        """Return the client as TLS and SASL show it; both may change between the messages of a connection."""
-        # Postfix sets an issuer for a certificate that it trusts, and for no other (R10).
-        name = self._macro("{cert_subject}") if self._macro("{cert_issuer}") else ""
-        identity = (name, self._macro("{auth_authen}"))
-        if self._client is None or identity != self._identity:
-            exempt = self._snapshot.config.relay.exempt
-            self._client = self._snapshot.rules.client(
-                self._ip,
-                [name] if name else [],
-                authenticated=bool(identity[1]) and "authenticated" in exempt,
-                local=self._local and "local" in exempt,
-            )
-            self._identity = identity
-        return self._client
-
     def rcpt(self, path: str, parameters: Sequence[str]) -> Optional[Reply]:
         """Decide on a recipient: the argument of RCPT TO with its ESMTP *parameters*."""
         transaction = self._transaction
@@ -167,6 +187,9 @@ class Session:
         rcpt = path.strip("<>") if path.startswith("<") else path
         if self._egress:
             return self._egress_rcpt_stage(transaction, rcpt, parameters)
+        if transaction.shown.issuer:
+            addresses = self._as_policyd_has_them(transaction, path)
+            transaction.client, transaction.shown = self._identity.at_rcpt(*addresses, self._clock())
         reply = self._ingress_rcpt_stage(transaction, rcpt, path)
         if reply and self._local:
             # Postfix can't refuse a recipient of sendmail(1): it would try the message again for ever.
@@ -188,18 +211,29 @@ class Session:
         mail = Mail(transaction.reverse_path)
         judgement = self._judge(transaction, mail, rcpt, headers_seen=False)
         if self._snapshot.config.relay.enforced_by != "milter":
-            if judgement.treatment is Treatment.REFUSE:  # policyd has seen it, and left it to Postfix
-                judgement = replace(judgement, treatment=Treatment.KEEP)
+            judgement = self._left_by_policyd(transaction, judgement)
         elif judgement.treatment is not Treatment.UNDECIDED:
             self._judged(transaction, rcpt, judgement)
-        if judgement.treatment is Treatment.REFUSE:
-            return self._refuse(transaction, rcpt, judgement)
-        if judgement.treatment is Treatment.UNREWRITABLE:
-            return self._unrewritable(transaction, rcpt, judgement)
+        refused = self._refused(transaction, rcpt, judgement)
+        if refused:
+            return refused
         if not self._may_join(transaction, judgement.treatment):
             return TRY_APART
-        transaction.recipients.append(Recipient(rcpt, judgement, self._noted(transaction, path)))
+        transaction.recipients.append(Recipient(rcpt, judgement, transaction.client, self._noted(transaction, path)))
         return None
+
+    def _left_by_policyd(self, transaction: Transaction, judgement: Judgement) -> Judgement:
+        """Return what is left to do for a recipient that policyd has seen, and left to Postfix or held."""
+        if judgement.treatment not in flow.REFUSING:
+            return judgement
+        must = rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE
+        held = judgement.treatment is Treatment.HOLD and judgement.verdict.meant
+        rewrites = held and must and not self._spared(transaction)
+        return replace(judgement, treatment=Treatment.REWRITE if rewrites else Treatment.KEEP)
+
+    def _as_policyd_has_them(self, transaction: Transaction, path: str) -> tuple[str, str]:
+        """Return P1 and the recipient *path* as they are in policy requests."""
+        return unquoted(transaction.reverse_path), unquoted(_SOURCE_ROUTE.sub("", path).strip("<>"))
 
     def _noted(self, transaction: Transaction, path: str) -> str:
         """Return how policyd spells this recipient where it has just decided on it, else "".
@@ -208,8 +242,8 @@ class Session:
         """
         if self._shared.notes is None or self._shared.spool is None:
             return ""
-        rcpt = unquoted(_SOURCE_ROUTE.sub("", path).strip("<>"))
-        key = policyd_key(self._ip or "", str(self._port), unquoted(transaction.reverse_path), rcpt)
+        reverse_path, rcpt = self._as_policyd_has_them(transaction, path)
+        key = policyd_key(self._ip or "", str(self._port), reverse_path, rcpt)
         note = self._shared.notes.get(key, int(self._clock()), NOTE_AGE_S)
         if note is None:
             return ""
@@ -306,6 +340,8 @@ class Session:
         elif name == "subject":
             if self._snapshot.config.ledger.subjects:
                 transaction.subject = transaction.subject or value.strip()
+        elif name == TAG.lower():
+            transaction.tags += 1
         elif name == "received":
             transaction.received = True
             if self._egress and transaction.hop is None:
@@ -331,15 +367,16 @@ class Session:
         mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
         for index, recipient in enumerate(transaction.recipients):
             if recipient.judgement.treatment is Treatment.UNDECIDED:
+                transaction.client = recipient.client
                 judgement = self._judge(transaction, mail, recipient.rcpt, headers_seen=True)
                 self._judged(transaction, recipient.rcpt, judgement)
-                if judgement.treatment in (Treatment.REFUSE, Treatment.UNREWRITABLE):
-                    refuse = self._refuse if judgement.treatment is Treatment.REFUSE else self._unrewritable
-                    reply = refuse(transaction, recipient.rcpt, judgement)
+                reply = self._refused(transaction, recipient.rcpt, judgement)
+                if reply:
+                    action = DEFER if judgement.treatment is Treatment.DEFER else REJECT
                     for other in transaction.recipients[index + 1 :]:  # they are alike, see `flow.together`
-                        self._record_refusal(transaction, other.rcpt, judgement.verdict)
+                        self._record_refusal(transaction, other.rcpt, judgement, action=action)
                     return reply
-                transaction.recipients[index] = Recipient(recipient.rcpt, judgement)
+                transaction.recipients[index] = replace(recipient, judgement=judgement)
         return None
 
     def eom(self, changes: Changes) -> Optional[Reply]:
@@ -355,28 +392,45 @@ class Session:
             return self._egress_eom(transaction, changes, now)
         if transaction.refusal:
             for item in transaction.recipients:
-                self._record_refusal(transaction, item.rcpt, item.judgement.verdict)
+                self._record_refusal(transaction, item.rcpt, item.judgement)
             return transaction.refusal
         if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
             return FAULT  # the end of the headers never came
-        rewritten = self._ingress_sender(transaction, now)
+        rewritten, action = self._ingress_sender(transaction, now), "return" if transaction.returning else "pass"
         if rewritten is not None:
-            settled = self._settled(rewritten)
-            if settled is None:
+            rewritten, action = self._settled(rewritten), "rewrite"
+            if rewritten is None:
                 return STORE_AWAY
-            changes.sender(settled.address)
-            self._return(transaction, changes)
-            return self._finish(transaction, "rewrite", settled)
-        if self._snapshot.config.egress and (transaction.recipients or transaction.returning):
+            changes.sender(rewritten.address)
+        elif self._snapshot.config.egress and (transaction.recipients or transaction.returning):
             self._remember(transaction, now)
             self._spared(transaction)  # so that the map, which never waits, knows it
         self._return(transaction, changes)
-        return self._finish(transaction, "return" if transaction.returning else "pass")
+        return self._finish(transaction, self._hold_or_tag(transaction, changes) or action, rewritten)
+
+    def _hold_or_tag(self, transaction: Transaction, changes: Changes) -> str:
+        """Do what the rule's action asks for the whole message; return its name, "" for none.
+
+        The header is worth something only if nobody else can set it.
+        """
+        if RefusalAction.TAG in self._snapshot.actions:
+            for index in range(transaction.tags, 0, -1):
+                changes.delete_header(TAG, index)
+        judgement = next((i.judgement for i in transaction.recipients if i.judgement.treatment in WHOLE_MESSAGE), None)
+        if judgement is None:
+            return ""
+        transaction.reference = self._reference(transaction)
+        reason = judgement.verdict.reason.value
+        if judgement.treatment is Treatment.HOLD:
+            changes.hold(f"gatepost: {reason} [{transaction.reference}]")
+            return QUARANTINE
+        changes.add_header(TAG, f"refused; reason={reason}; reference={transaction.reference}")
+        return TAG_ACTION
 
     def _ingress_sender(self, transaction: Transaction, now: int) -> Optional[Rewritten]:
         """Return the new sender where all recipients need one, None where it stays."""
         snapshot, reverse_path = self._snapshot, transaction.reverse_path
-        outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
+        outside = self._rewritten_recipients(transaction)
         hop = snapshot.config.egress is not None
         leaves = bool(outside)
         if transaction.returning and not hop:  # where it is no bounce (accept_from)
@@ -392,6 +446,14 @@ class Session:
             if mailbox:
                 return rewriting.forwarded(snapshot, reverse_path, mailbox, now)
         return rewriting.relayed(snapshot, reverse_path, first.judgement.verdict.organization if first else None, now)
+
+    def _rewritten_recipients(self, transaction: Transaction) -> list[Recipient]:
+        """Return the recipients that must not see the message's own sender."""
+        treatments = {Treatment.REWRITE}
+        if any(item.judgement.treatment in WHOLE_MESSAGE for item in transaction.recipients):
+            must = rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE
+            treatments |= WHOLE_MESSAGE if must and not self._spared(transaction) else set()
+        return [item for item in transaction.recipients if item.judgement.treatment in treatments]
 
     def _settled(self, rewritten: Rewritten) -> Optional[Rewritten]:
         """Return *rewritten* once the store knows its token; the long form, or None, where that can't be had."""
@@ -425,8 +487,7 @@ class Session:
         """Leave a note for the egress hop where this message may come by there."""
         queue_id = self._queue_id(transaction)
         if queue_id and rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
-            outside = [item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE]
-            first = next(iter(outside or transaction.recipients), None)
+            first = next(iter(self._rewritten_recipients(transaction) or transaction.recipients), None)
             organization = first.judgement.verdict.organization if first else None
             digest = organization_digest(organization.name) if organization else b""
             transaction.reference = self._reference(transaction)
@@ -469,21 +530,37 @@ class Session:
         self._series.add(metrics.ERRORS, ("milter", "egress"))
         return FAULT
 
-    def _refuse(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
+    def _refused(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Optional[Reply]:
+        """Return the reply to a recipient that is not taken."""
+        if judgement.treatment is Treatment.UNREWRITABLE:
+            return self._unrewritable(transaction, rcpt, judgement)
+        if judgement.treatment is Treatment.UPSTREAM and judgement.upstream:
+            return self._refused_upstream(transaction, rcpt, judgement, why_refused(judgement.upstream))
+        if judgement.treatment not in (Treatment.REFUSE, Treatment.DEFER):
+            return None
+        later = judgement.treatment is Treatment.DEFER
         transaction.reference = self._reference(transaction)
-        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ")
-        self._record_refusal(transaction, rcpt, judgement.verdict)
+        self._log("defer" if later else "reject", transaction, judgement, f"to={log.address(rcpt)}, ")
+        self._record_refusal(transaction, rcpt, judgement, action=DEFER if later else REJECT)
+        return (RELAY_DEFERRED if later else RELAY_DENIED).with_reference(transaction.reference)
+
+    def _refused_upstream(self, transaction: Transaction, rcpt: str, judgement: Judgement, reason: str) -> Reply:
+        transaction.reference = self._reference(transaction)
+        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason=reason)
+        self._record_refusal(transaction, rcpt, judgement, reason)
         return RELAY_DENIED.with_reference(transaction.reference)
 
     def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
         self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason="sender-unrewritable")
-        self._record_refusal(transaction, rcpt, judgement.verdict, "sender-unrewritable")
+        self._record_refusal(transaction, rcpt, judgement, "sender-unrewritable")
         return UNREWRITABLE
 
     def _judged(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> None:
         """Count a verdict; log a refusal that the mode makes none."""
         verdict = judgement.verdict
         self._series.add(metrics.DECISIONS, flow.labels(verdict))
+        if judgement.upstream:
+            self._series.add(metrics.UPSTREAM_DECISIONS, upstream_labels(judgement.upstream))
         if verdict.result is Result.REFUSE and not judgement.enforce:
             transaction.reference = self._reference(transaction)
             self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
@@ -493,15 +570,15 @@ class Session:
 
         Return a reply where it can't be recorded and must be.
         """
-        recorded = transaction.bypassed or self._record(transaction, rewritten.address if rewritten else "")
+        recorded = transaction.bypassed or self._record(transaction, action, rewritten.address if rewritten else "")
         if not recorded and self._snapshot.config.ledger.required:
             return LEDGER_AWAY
         self._series.add(metrics.MESSAGES, ("milter", action))
         if rewritten:
             self._series.add(metrics.SRS_REWRITES, (rewritten.form,))
-        outside = (item for item in transaction.recipients if item.judgement.treatment is Treatment.REWRITE)
-        first = next(outside, transaction.recipients[0] if transaction.recipients else None)
-        judgement = first.judgement if first else None
+        judgements = [item.judgement for item in transaction.recipients]
+        concerned = (item for item in judgements if item.treatment is not Treatment.KEEP or refuses(item.upstream))
+        judgement = next(concerned, judgements[0] if judgements else None)
         details = f"rewritten={log.address(rewritten.address)}, " if rewritten else ""
         if self._egress:
             details += f"to={log.address(transaction.egress_rcpt)}, hop=egress, "
@@ -514,7 +591,7 @@ class Session:
         self._log(action, transaction, judgement, details)
         return None
 
-    def _record(self, transaction: Transaction, rewritten: str) -> bool:
+    def _record(self, transaction: Transaction, action: str, rewritten: str) -> bool:
         """Write the message into the ledger. False: that went wrong."""
         spool = self._shared.spool
         if spool is None:
@@ -524,16 +601,21 @@ class Session:
             organization = self._hop_organization(transaction.hop)
             records = recording.egress(seen, reference, rewritten, organization)
         else:
-            records = recording.ingress(seen, reference, rewritten)
+            records = recording.ingress(seen, reference, action, rewritten)
         return not records or spool.add(records)
 
     def _record_refusal(
-        self, transaction: Transaction, rcpt: str, verdict: Optional[Verdict], reason: str = ""
+        self,
+        transaction: Transaction,
+        rcpt: str,
+        judgement: Optional[Judgement],
+        reason: str = "",
+        action: str = REJECT,
     ) -> None:
         spool = self._shared.spool
         if spool is not None:
             seen = self._circumstances(transaction)
-            spool.add_refusal(recording.refused(seen, self._reference(transaction), rcpt, verdict, reason))
+            spool.add_refusal(recording.refused(seen, self._reference(transaction), rcpt, judgement, reason, action))
 
     def _reference(self, transaction: Transaction) -> str:
         """Return the message's reference, the same in all of its records."""
@@ -543,7 +625,9 @@ class Session:
 
     def _circumstances(self, transaction: Transaction) -> Circumstances:
         queue_id = self._queue_id(transaction)
-        return Circumstances(self._snapshot, transaction, self._clock(), queue_id, self._ip or "", self._helo)
+        return Circumstances(
+            self._snapshot, transaction, self._clock(), queue_id, self._ip or "", self._helo, self._known_name()
+        )
 
     def _queue_id(self, transaction: Transaction) -> str:
         """Return the message's queue ID, "" where there is none yet. To ask libmilter takes as long as a verdict."""
@@ -561,11 +645,20 @@ class Session:
         organization = judgement.verdict.organization if judgement else self._hop_organization(transaction.hop)
         fields = [
             f"action={action}, from={log.address(transaction.reverse_path)}, {details}client={self._ip or 'unknown'}",
+            f"helo={log.helo(self._helo)}" if self._helo and action in _TURNED_DOWN else "",
             f"organization={organization.name}" if organization else "",
             f"reason={reason or (judgement.verdict.reason.value if judgement else '')}" if reason or judgement else "",
+            *(f"{name}={value}" for name, value in log_fields(judgement.upstream if judgement else None).items()),
+            *(f"{name}={value}" for name, value in self._certificate_fields(transaction, judgement).items()),
             f"reference={transaction.reference}" if transaction.reference else "",
         ]
         log.info(f"{self._queue_id(transaction) or 'NOQUEUE'}: " + ", ".join(filter(None, fields)))
+
+    def _certificate_fields(self, transaction: Transaction, judgement: Optional[Judgement]) -> dict[str, str]:
+        """Return what a line says of the certificate that a refused client came with."""
+        if judgement is None or judgement.verdict.result is not Result.REFUSE:
+            return {}
+        return self._snapshot.certificates.log_fields(transaction.shown)
 
 
 def _mailbox(address: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from email.utils import getaddresses
 from typing import Optional, Protocol
 
 from gatepost.relay import Client
+from gatepost.service.certificates import Shown
 from gatepost.service.flow import Judgement, Treatment
 from gatepost.service.hops import Hop, Hops
 from gatepost.service.replies import Reply
@@ -31,16 +32,24 @@ class Changes(Protocol):
 
     def delete_recipient(self, path: str) -> None: ...
 
+    def hold(self, reason: str) -> None: ...
+
+    def add_header(self, name: str, value: str) -> None: ...
+
+    def delete_header(self, name: str, index: int) -> None: ...
+
 
 @dataclass(frozen=True)
 class Recipient:
     """One that was let through RCPT and is no SRS address, with what was decided of it there.
 
-    by_policyd: where policyd has decided on it, how that spells it in its record, else "".
+    client: as it was known there. by_policyd: where policyd has decided on it, how that spells it in its record, else
+    "".
     """
 
     rcpt: str
     judgement: Judgement
+    client: Client
     by_policyd: str = ""
 
 
@@ -48,16 +57,19 @@ class Recipient:
 class Transaction:
     """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
 
+    client: as it is known at the present recipient. shown: what the MTA, or policyd, has told of its certificate.
     returning: SRS recipients as given, with the original sender that each stands for. first: what was decided for the
     first recipient of all. spared: SPF lets P1 leave as it is; None: not asked. sieve: who redirected it, by Sieve's
     header. orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names
     of this Postfix in Received lines, empty below the first line that is another's. refusal: of a message from
     sendmail(1), which can be answered at its end only. size_bytes: as the client declared it.
-    ledger_reference: the message's in the ledger where it has no other.
+    ledger_reference: the message's in the ledger where it has no other. tags: how many headers that only gatepost may
+    set it came with.
     """
 
     reverse_path: str
     client: Client
+    shown: Shown
     bypassed: bool
     recipients: list[Recipient] = field(default_factory=list)
     returning: list[tuple[str, str]] = field(default_factory=list)
@@ -77,6 +89,7 @@ class Transaction:
     ledger_reference: str = ""
     queue_id: str = ""
     refusal: Optional[Reply] = None
+    tags: int = 0
 
     def add_from(self, value: str) -> None:
         """Take note of a From header; what nobody's From is as long as is left out, for strangers can send it."""

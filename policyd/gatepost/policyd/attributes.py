@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gatepost.service.addresses import decode_xtext
+from gatepost.service.certificates import NO_CERTIFICATE, Shown
 
 Attributes = Mapping[bytes, bytes]
 
@@ -15,6 +16,9 @@ def text(request: Attributes, name: bytes) -> str:
     return request.get(name, b"").decode("utf-8", "surrogateescape")
 
 
-def certificate_name(request: Attributes) -> str:
-    """Return the CN of the client's certificate, "" for one that Postfix does not trust: it has no issuer (R10)."""
-    return decode_xtext(text(request, b"ccert_subject")) if request.get(b"ccert_issuer") else ""
+def certificate(request: Attributes) -> Shown:
+    """Return what Postfix tells of the client's certificate. One that it does not trust has no issuer (R10)."""
+    if not request.get(b"ccert_issuer"):
+        return NO_CERTIFICATE
+    cn, issuer = (decode_xtext(text(request, name)) for name in (b"ccert_subject", b"ccert_issuer"))
+    return Shown(cn, issuer, text(request, b"ccert_fingerprint"))

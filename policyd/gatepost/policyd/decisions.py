@@ -13,16 +13,18 @@ from enum import Enum
 from typing import NamedTuple, Optional
 
 from gatepost.policyd import recording
-from gatepost.policyd.attributes import Attributes, certificate_name, text
-from gatepost.relay import Client, Mail, Result, Verdict
+from gatepost.policyd.attributes import Attributes, certificate, text
+from gatepost.relay import Client, Mail, Result
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
-from gatepost.service.flow import Treatment
-from gatepost.service.ledger import LEFT_TO_MTA, PASS, REJECT, RETURN
+from gatepost.service.flow import Judgement, Treatment
+from gatepost.service.ledger import DEFER, LEFT_TO_MTA, PASS, QUARANTINE, REJECT, RETURN
 from gatepost.service.ledger import Entry as LedgerEntry
+from gatepost.service.organizations import RefusalAction
 from gatepost.service.reversal import Bounce, Stored
 from gatepost.service.rewriting import Egress, Rewritten
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
+from gatepost.service.upstream import log_fields, why_refused
 from gatepost.srs import AddressError
 
 
@@ -33,6 +35,7 @@ class Action(Enum):
     OK = "ok"
     REJECT = "reject"
     DEFER = "defer"
+    HOLD = "hold"
     REDIRECT = "redirect"
 
 
@@ -41,7 +44,7 @@ class Answer:
     """The answer to a policy request: *text* follows `action=`.
 
     log: the line for the log, "" for none. bounce: what the recipient turned out to be, where that decided.
-    verdict: the relay verdict, where one was asked for. refused, passed: for the ledger, the recipient that is refused
+    judgement: the relay rule's, where that was asked. refused, passed: for the ledger, the recipient that is refused
     here, and those that the message goes on with. noted: the reference that the milter shall find for this recipient.
     """
 
@@ -49,11 +52,13 @@ class Answer:
     text: str
     log: str = ""
     bounce: Optional[Bounce] = None
-    verdict: Optional[Verdict] = None
+    judgement: Optional[Judgement] = None
     refused: Optional[LedgerEntry] = None
     passed: tuple[LedgerEntry, ...] = ()
     noted: str = ""
 
+
+_TURNED_DOWN = ("reject", "defer", "hold", "monitor")
 
 DUNNO = Answer(Action.DUNNO, "DUNNO")
 
@@ -63,7 +68,8 @@ class Transaction:
     """What the RCPT requests of one message, known by *instance*, have shown on a policy connection.
 
     complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
-    reversed; other: the first one of any other kind; "" where there was none. Postfix uses one connection for
+    reversed; held: the first one for which the message is held; other: the first one of any other kind; "" where there
+    was none. Postfix uses one connection for
     all requests about a message, unless that was idle for 300 s or 1000 s old, or its worker was replaced:
     then it is incomplete. reference: the message's in the ledger. passed: the entries of recipients let through.
     """
@@ -71,6 +77,7 @@ class Transaction:
     instance: bytes = b""
     complete: bool = False
     bounce: str = ""
+    held: str = ""
     other: str = ""
     reference: str = ""
     passed: tuple[LedgerEntry, ...] = ()
@@ -163,11 +170,18 @@ def _rcpt(
     if _must_wait(snapshot, request, before, rcpt, returning):
         line = _line(request, "defer", reason="srs-beside-others")
         return Answer(Action.DEFER, str(replies.SRS_APART), line), before
-    if returning:
-        return _passed(snapshot, request, DUNNO, replace(before, bounce=before.bounce or rcpt), now, RETURN)
-    answer = _relay(snapshot, request, rcpt, before.reference, now)
-    if answer.action is Action.REJECT:
+    answer = DUNNO if returning else _relay(snapshot, request, rcpt, before.reference, now)
+    if answer.action in (Action.REJECT, Action.DEFER):
         return answer, before
+    # HOLD is for the whole message: no other recipient may be in it, nor one that was taken unseen.
+    held = answer.action is Action.HOLD
+    if before.bounce or before.other or not before.complete if held else before.held:
+        line = _line(request, "defer", reason="held-beside-others")
+        return Answer(Action.DEFER, str(replies.TRY_APART), line), before
+    if held:
+        return _passed(snapshot, request, answer, replace(before, held=before.held or rcpt), now, QUARANTINE)
+    if returning:
+        return _passed(snapshot, request, answer, replace(before, bounce=before.bounce or rcpt), now, RETURN)
     return _passed(snapshot, request, answer, replace(before, other=before.other or rcpt), now)
 
 
@@ -177,10 +191,10 @@ def _passed(
     """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
     if not _records(snapshot):
         return answer, after
-    verdict = answer.verdict
+    verdict = answer.judgement.verdict if answer.judgement else None
     left = verdict is not None and verdict.result is Result.REFUSE and not verdict.meant
     reason = LEFT_TO_MTA if left else ""
-    entry = recording.entry(snapshot, request, after.reference, now, action, verdict, reason)
+    entry = recording.entry(snapshot, request, after.reference, now, action, answer.judgement, reason)
     return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
 
 
@@ -236,31 +250,46 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
     names = {
         "organization": verdict.organization.name if verdict.organization else "",
         "reason": verdict.reason.value,
+        **log_fields(judgement.upstream),
+        **(snapshot.certificates.log_fields(certificate(request)) if verdict.result is Result.REFUSE else {}),
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
         reason = "sender-unrewritable"
         line = _line(request, "reject", **{**names, "reason": reason})
-        entry = recording.entry(snapshot, request, reference, now, REJECT, verdict, reason)
-        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, verdict=verdict, refused=entry)
+        entry = recording.entry(snapshot, request, reference, now, REJECT, judgement, reason)
+        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, judgement=judgement, refused=entry)
+    if judgement.treatment is Treatment.UPSTREAM and judgement.upstream and not routed:
+        reason = why_refused(judgement.upstream)
+        line = _line(request, "reject", **{**names, "reason": reason}, reference=reference)
+        entry = recording.entry(snapshot, request, reference, now, REJECT, judgement, reason)
+        denied = str(replies.RELAY_DENIED.with_reference(reference))
+        return Answer(Action.REJECT, denied, line, judgement=judgement, refused=entry)
     if verdict.result is Result.RELAY and judgement.enforce:
-        return Answer(Action.OK, "OK", _line(request, "ok", **names), verdict=verdict)
+        return Answer(Action.OK, "OK", _line(request, "ok", **names), judgement=judgement)
     if verdict.result is not Result.REFUSE or not verdict.meant:
-        return Answer(Action.DUNNO, "DUNNO", verdict=verdict)
+        return Answer(Action.DUNNO, "DUNNO", judgement=judgement)
     if not judgement.enforce:
         line = _line(request, "monitor", **names, reference=reference)
-        return Answer(Action.DUNNO, "DUNNO", line, verdict=verdict)
-    refusal = str(replies.RELAY_DENIED.with_reference(reference))
-    line = _line(request, "reject", **names, reference=reference)
-    entry = recording.entry(snapshot, request, reference, now, REJECT, verdict)
-    return Answer(Action.REJECT, refusal, line, verdict=verdict, refused=entry)
+        return Answer(Action.DUNNO, "DUNNO", line, judgement=judgement)
+    names["reference"] = reference
+    action = snapshot.action(verdict.organization)
+    if action is RefusalAction.QUARANTINE:
+        held = f"HOLD gatepost: {verdict.reason.value} [{reference}]"
+        return Answer(Action.HOLD, held, _line(request, QUARANTINE, **names), judgement=judgement)
+    if action is RefusalAction.TEMPFAIL:
+        done, reply, label = Action.DEFER, replies.RELAY_DEFERRED, DEFER
+    else:
+        done, reply, label = Action.REJECT, replies.RELAY_DENIED, REJECT
+    entry = recording.entry(snapshot, request, reference, now, label, judgement)
+    refusal = str(reply.with_reference(reference))
+    return Answer(done, refusal, _line(request, label, **names), judgement=judgement, refused=entry)
 
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:
-    name = certificate_name(request)
     exempt = "authenticated" in snapshot.config.relay.exempt
     return snapshot.rules.client(
         text(request, b"client_address"),
-        (name,) if name else (),
+        snapshot.certificates.names_of(certificate(request)),
         authenticated=exempt and bool(request.get(b"sasl_username")),
     )
 
@@ -356,12 +385,15 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
 
 def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) -> str:
     """Return the log line of a decision; empty values are left out."""
+    name = text(request, b"helo_name")
+    helo = log.helo(name) if name else ""
     fields = {
         "action": action,
         "from": log.address(text(request, b"sender")),
         "to": log.address(text(request, b"recipient")),
         "redirect": log.address(redirect) if redirect else "",
         "client": text(request, b"client_address"),
+        **({"helo": helo} if action in _TURNED_DOWN else {}),
         **more,
     }
     queue_id = text(request, b"queue_id") or "NOQUEUE"

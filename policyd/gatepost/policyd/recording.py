@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from typing import Optional
 
-from gatepost.policyd.attributes import Attributes, certificate_name, text
-from gatepost.relay import Verdict
-from gatepost.service.ledger import Entry, sender, size_of, verdicts_without_p2, with_verdict
+from gatepost.policyd.attributes import Attributes, certificate, text
+from gatepost.service.client_names import reported
+from gatepost.service.flow import Judgement
+from gatepost.service.ledger import Entry, sender, size_of, verdicts_without_p2, with_upstream, with_verdict
 from gatepost.service.snapshot import Snapshot
 
 
@@ -17,16 +18,17 @@ def entry(
     reference: str,
     now: float,
     action: str,
-    verdict: Optional[Verdict] = None,
+    judgement: Optional[Judgement] = None,
     reason: str = "",
 ) -> Entry:
     """Return the entry for the recipient of a request; *now* in Unix seconds.
 
-    verdict: None where none was asked for. reason: why, where that is not the verdict's. P2 is not known here, so what
-    the rule set legacy says is not, either, but for what P2 has no say in.
+    judgement: None where none was asked for. reason: why, where that is not the verdict's. P2 is not known here, so
+    what the rule set legacy says is not, either, but for what P2 has no say in.
     """
     reverse_path = text(request, b"sender")
     domain, accepted = sender(snapshot, reverse_path)
+    name = reported(text(request, b"client_name"), text(request, b"reverse_client_name"))
     made = Entry(
         reference=reference,
         recipient=text(request, b"recipient").lower(),
@@ -34,14 +36,17 @@ def entry(
         queue_id=text(request, b"queue_id"),
         client=text(request, b"client_address"),
         helo=text(request, b"helo_name"),
-        certificate_names=certificate_name(request),
+        certificate_names=", ".join(snapshot.certificates.names_of(certificate(request))),
         reverse_path=reverse_path.lower(),
         sender_domain=domain,
         sender_accepted=accepted,
         requirements=snapshot.config.relay.requirements.value,
         action=action,
         size_bytes=size_of(text(request, b"size")),
+        reverse_name=name[0],
+        fcrdns=name[1],
     )
-    if verdict is not None:
-        made = with_verdict(made, verdict, verdicts_without_p2(verdict))
+    if judgement is not None:
+        made = with_verdict(made, judgement.verdict, verdicts_without_p2(judgement.verdict))
+        made = with_upstream(made, judgement.upstream)
     return made._replace(reason=reason or made.reason)

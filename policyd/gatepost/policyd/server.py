@@ -37,12 +37,13 @@ from gatepost.policyd.wire import (
 from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
 from gatepost.service import flow, log, replies
 from gatepost.service.hops import NOTE_AGE_S, Hop, policyd_key
-from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION
+from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION, UPSTREAM_DECISIONS
 from gatepost.service.reference import new_reference
 from gatepost.service.reversal import Bounce
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.store import StoreError
+from gatepost.service.upstream import upstream_labels
 
 MAX_CONNECTIONS = 5000
 """Of one worker; one more is closed at once."""
@@ -221,6 +222,8 @@ class Connection(asyncio.Protocol):
     def _decide(self, request: dict[bytes, bytes], fetched: Fetched) -> bytes:
         worker, series = self._worker, self._worker.series
         now = int(time.time())
+        if request.get(b"protocol_state") == b"RCPT":
+            worker.presenting.report(request, now)
         client = text_of(request.get(b"client_address", b""))
         aids = Aids(new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now), self._noted)
         try:
@@ -234,8 +237,10 @@ class Connection(asyncio.Protocol):
             series.add(SRS_REVERSALS, (answer.bounce.value,))
             if answer.bounce is Bounce.FORGED:
                 worker.guesses.failed(client, now)
-        if answer.verdict is not None:
-            series.add(DECISIONS, flow.labels(answer.verdict))
+        if answer.judgement is not None:
+            series.add(DECISIONS, flow.labels(answer.judgement.verdict))
+            if answer.judgement.upstream:
+                series.add(UPSTREAM_DECISIONS, upstream_labels(answer.judgement.upstream))
         if answer.log:
             log.info(answer.log)
         if answer.refused is not None:

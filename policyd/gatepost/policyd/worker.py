@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, TypeVar, Union
 
 from gatepost.policyd import decisions
 from gatepost.policyd.decisions import Entry, Found, Transaction
+from gatepost.policyd.presenting import Presenting
 from gatepost.service import log, reversal, rewriting, shared
 from gatepost.service.addresses import domain_of
 from gatepost.service.ledger import Bounced, Record
+from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES
 from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
@@ -103,11 +105,13 @@ class Worker:
         self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
         self.notes = shared.notes(snapshot.config)
+        self.presenting = Presenting(snapshot)
         self._spool = shared.spool(snapshot.config, series)
         self._writer = ThreadPoolExecutor(1, "spool")  # a disk that hangs must not hold up the maps
         self._may_write = threading.BoundedSemaphore(_WRITING)
         self._bounced: dict[str, float] = {}
         self.spf = shared.spf(snapshot.config, series)
+        self._fcrdns = shared.fcrdns(snapshot.config)
         self.connections: set[Client] = set()
         self.half_sent: dict[Client, float] = {}
         self.draining = False
@@ -138,12 +142,25 @@ class Worker:
         """Have *records* of messages under way written into the ledger; the result is False where they are lost."""
         if self._spool is None or not records:
             return None
-        return self._writer.submit(self._spool.add, records)
+        return self._writer.submit(self._spool.add, list(map(self._named, records)))
 
     def record_refusal(self, record: Record) -> None:
         """Have a refusal written into the ledger. Nobody waits for it."""
         if self._spool is not None:
-            self._write_later(self._spool.add_refusal, record)
+            self._write_later(self._spool.add_refusal, self._named(record))
+
+    def _named(self, record: Record) -> Record:
+        """Return *record* with what DNS has said of the client by now, where Postfix said nothing."""
+        if self._fcrdns is None or not isinstance(record, LedgerEntry) or record.fcrdns:
+            return record
+        name, found = self._fcrdns.known(record.client, int(time.time()))
+        return record._replace(reverse_name=name, fcrdns=found)
+
+    def _ask_name(self, attributes: Mapping[bytes, bytes]) -> None:
+        """Begin to ask DNS for a client of which Postfix knows no name."""
+        unknown = attributes.get(b"reverse_client_name", b"unknown") == b"unknown"
+        if self._fcrdns and unknown and attributes.get(b"protocol_state") == b"RCPT":
+            self._fcrdns.refresh(text_of(attributes.get(b"client_address", b"")), int(time.time()))
 
     def record_bounce(self, address: str) -> None:
         """Have it written that mail came back to an SRS address; Postfix asks the maps several times for each."""
@@ -171,6 +188,7 @@ class Worker:
         """Return what is needed to answer *request*, or what to wait for to get it."""
         if isinstance(request, PolicyRequest):
             attributes = request.attributes
+            self._ask_name(attributes)
             at_data = attributes.get(b"protocol_state") == b"DATA"
             rcpt = decisions.rcpt_at_data(attributes, before) if at_data else text_of(attributes.get(b"recipient", b""))
         elif request.map_name == "forward":

@@ -12,6 +12,10 @@ from gatepost.relay.organization import Connector, Organization
 from gatepost.relay.rules import Accepted, Client, Rules
 from gatepost.relay.verdict import Condition, Mail, Reason, Verdict
 
+_AS_NONE = "(self-signed, expired, or not for client authentication is as good as none)"
+"""What MTAs and Exchange Online do not trust, R10."""
+_IN_FOLDER = "If the name is not the CN, put the certificate into relay.certificate_folder."
+
 
 def remedies(verdict: Verdict, client: Client, mail: Mail) -> Iterator[str]:
     """Yield a sentence for each change that helps, the likeliest first. None where nothing has to change."""
@@ -24,7 +28,7 @@ def remedies(verdict: Verdict, client: Client, mail: Mail) -> Iterator[str]:
         elif organization is None:
             yield (
                 "Connectors of several organizations match the client: where an address is shared, give each "
-                "organization a certificate of its own."
+                "organization a certificate of its own, and its connector that tls_sender_certificate_name."
             )
     elif verdict.reason is Reason.NO_CONNECTOR and organization:
         yield from _for_connector(verdict, client, organization)
@@ -37,10 +41,10 @@ def _for_condition_1(verdict: Verdict, client: Client, mail: Mail) -> Iterator[s
     organization = verdict.organization
     if verdict.reason is Reason.NULL_SENDER:
         yield _certificate_for_null_sender(organization)
-        yield from _for_certificate_names(client)
+        yield from _for_certificate_names(client, organization)
         return
     yield from _for_p1(client.rules, mail, organization)
-    yield from _for_certificate_names(client)
+    yield from _for_certificate_names(client, organization)
     yield _certificate(client, organization)
     if organization is not None:
         yield (
@@ -67,7 +71,7 @@ def _for_p1(rules: Rules, mail: Mail, organization: Optional[Organization]) -> I
     if domain is None or "." not in domain:
         yield (
             f"Let the application use an accepted P1{example}: {mail.reverse_path} is the kind of sender that cron "
-            "jobs and devices use until they are told one."
+            "jobs and devices use until they are told one (where they send by a Postfix of their own: myorigin)."
         )
         return
     above = _accepted_above(rules, domain)
@@ -84,7 +88,10 @@ def _for_p1(rules: Rules, mail: Mail, organization: Optional[Organization]) -> I
         )
     else:
         yield f"If {domain} is your own, declare it: {_declare(domain, organization)}."
-    yield f"Let the application use an accepted P1{example}."
+    yield (
+        f"Let the application use an accepted P1{example}. P1 is what it says in MAIL FROM; services call it return "
+        "path or bounce address."
+    )
 
 
 def _accepted_above(rules: Rules, domain: str) -> Optional[Accepted]:
@@ -97,7 +104,7 @@ def _accepted_above(rules: Rules, domain: str) -> Optional[Accepted]:
     return None
 
 
-def _for_certificate_names(client: Client) -> Iterator[str]:
+def _for_certificate_names(client: Client, organization: Optional[Organization]) -> Iterator[str]:
     """Yield what to declare for the names that the client's certificate has."""
     for domain in dict.fromkeys(map(certificate_domain, client.certificate_names)):
         if domain is None:
@@ -109,6 +116,13 @@ def _for_certificate_names(client: Client) -> Iterator[str]:
                 f"one label up only, not to {above.accepted_domain.domain}."
             )
             return
+    for condition, name, _ in client.enabled:
+        if condition is Condition.CONNECTOR_CERTIFICATE:
+            yield (
+                f"If {name} is your own, declare it: {_declare(name, organization)}. "
+                "A connector knows that certificate name, but it is in no accepted domain."
+            )
+            return
 
 
 def _certificate(client: Client, organization: Optional[Organization]) -> str:
@@ -116,10 +130,10 @@ def _certificate(client: Client, organization: Optional[Organization]) -> str:
     sentence = f"Or let the client present a trusted certificate with a name in an accepted domain{example}"
     expected = _certificate_connector(organization)
     if client.enabled:
-        return f"{sentence} (self-signed is as good as none)."
+        return f"{sentence} {_AS_NONE}. {_IN_FOLDER}"
     if organization and expected:
-        return f"{sentence}, and matching {_key(organization, expected)}.tls_sender_certificate_name."
-    return f"{sentence}, and declare {_declare_name('that name', organization)}."
+        return f"{sentence}, and matching {_key(organization, expected)}.tls_sender_certificate_name. {_IN_FOLDER}"
+    return f"{sentence}, and declare {_declare_name('that name', organization)}. {_IN_FOLDER}"
 
 
 def _certificate_connector(organization: Optional[Organization]) -> Optional[Connector]:
@@ -163,7 +177,7 @@ def _for_connector(verdict: Verdict, client: Client, organization: Organization)
         yield (
             "Or let the client present a trusted certificate that "
             f"{_key(organization, expected)}.tls_sender_certificate_name matches, "
-            f"{expected.tls_sender_certificate_name} (self-signed is as good as none)."
+            f"{expected.tls_sender_certificate_name} {_AS_NONE}."
         )
 
 

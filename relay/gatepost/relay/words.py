@@ -40,7 +40,7 @@ def explain(verdict: Verdict, client: Client, mail: Mail, rcpt: str, rule_set: R
     """Return *verdict*, which `attribute` gave for *mail* to the address *rcpt*, in words."""
     by_p2 = verdict.result is Result.REFUSE and _p2_alone_relays(client, mail, rcpt)
     return Explanation(
-        decision=_printable(_decision(verdict, mail, rcpt, rule_set)),
+        decision=decision(verdict, mail, rcpt, rule_set),
         p1=_printable(_address(client, mail.reverse_path)),
         p2=_printable(_p2(client, mail, rule_set, by_p2)),
         steps=tuple(_printable(_step(step, client)) for step in verdict.trace),
@@ -57,6 +57,11 @@ def _printable(text: str) -> str:
 def _p2_alone_relays(client: Client, mail: Mail, rcpt: str) -> bool:
     legacy = attribute(client, mail, domain_of(rcpt), client.rules, RuleSet.LEGACY)
     return legacy.reason is Reason.P2_ACCEPTED
+
+
+def decision(verdict: Verdict, mail: Mail, rcpt: str, rule_set: RuleSet) -> str:
+    """Return what was decided in a sentence of printable characters. Of *verdict* its trace is not looked at."""
+    return _printable(_decision(verdict, mail, rcpt, rule_set))
 
 
 def _decision(verdict: Verdict, mail: Mail, rcpt: str, rule_set: RuleSet) -> str:
@@ -147,9 +152,17 @@ def _condition_failed(verdict: Verdict, client: Client, mail: Mail, rule_set: Ru
         first += "the client presented no trusted certificate."
     if not client.enabled:
         return f"{first} Condition 2 failed too: no enabled connector matches {_client(client)}."
+    enough = _enough(client)
     if connector:
-        return f'{first} Condition 2 holds: connector "{connector.name}" of {owner} matches the client.'
-    return f"{first} Condition 2 holds for several organizations, so the client alone names none of them."
+        return f'{first} Condition 2 holds: connector "{connector.name}" of {owner} matches the client. {enough}'
+    return f"{first} Condition 2 holds for several organizations, so the client alone names none of them. {enough}"
+
+
+def _enough(client: Client) -> str:
+    """Return where that a connector matches would have been enough."""
+    if client.enabled[0].condition is Condition.CONNECTOR_ADDRESS:
+        return "An IP address is enough only where P1 or the recipient is in an accepted domain."
+    return "A certificate is enough only where one of its names is in an accepted domain, not in a connector alone."
 
 
 def _step(step: Step, client: Client) -> str:

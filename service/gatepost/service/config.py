@@ -3,30 +3,23 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
-from typing import Optional, Union
+from typing import Optional
 
-from gatepost.relay import (
-    AcceptedDomain,
-    Connector,
-    DomainType,
-    Organization,
-    RuleSet,
-    normalize_domain,
-)
-from gatepost.service import fields, srs_config
-from gatepost.service.addresses import plain
+from gatepost.relay import Organization, RuleSet
+from gatepost.service import fields, organizations, srs_config, upstream_config
+from gatepost.service.certificates import DEFAULT_FOLDER
 from gatepost.service.fields import Listen
+from gatepost.service.organizations import Mode, OrganizationConfig, RefusalAction
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
 from gatepost.service.srs_config import SrsConfig
 from gatepost.service.tables import ConfigError, Notes, Table
+from gatepost.service.upstream import UpstreamConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,30 +28,24 @@ else:
 
 _SOCKETS = "/var/spool/postfix/gatepost"
 _MILTER_SOCKET = Listen(path=f"{_SOCKETS}/milter.sock")
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
-
-
-class Mode(Enum):
-    """What becomes of a refusal and of SRS: *MONITOR* logs and counts, the message stays untouched."""
-
-    MONITOR = "monitor"
-    ENFORCE = "enforce"
 
 
 @dataclass(frozen=True)
 class RelayConfig:
     """[relay]: *exempt* names the clients that the rule leaves alone; *enforced_by* the daemon that applies it.
 
-    enforce_from: until then mode is MONITOR, from then on ENFORCE.
+    enforce_from: until then mode is MONITOR, from then on ENFORCE. certificate_folder: it need not be there.
     """
 
     requirements: RuleSet = RuleSet.CURRENT
     mode: Mode = Mode.MONITOR
     enforce_from: Optional[datetime] = None
+    action: RefusalAction = RefusalAction.REJECT
     enforced_by: str = "milter"
     local_domains: tuple[str, ...] = ()
     subdomains_relay: bool = True
     exempt: tuple[str, ...] = ("authenticated", "local")
+    certificate_folder: Path = Path(DEFAULT_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -100,21 +87,6 @@ class LedgerConfig:
 
 
 @dataclass(frozen=True)
-class OrganizationConfig:
-    """What gatepost adds to an organisation: its own *mode*, and the domains that it mints SRS addresses in.
-
-    enforce_from: see RelayConfig. notify_addresses: who hears of that beforehand (gatepost report notify). srs_domain:
-    for all of it. srs_domains: for the mail of single accepted domains.
-    """
-
-    mode: Mode
-    enforce_from: Optional[datetime] = None
-    notify_addresses: tuple[str, ...] = ()
-    srs_domain: Optional[str] = None
-    srs_domains: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Config:
     """A whole valid configuration. *organizations* and *settings* have the same keys, in the file's order."""
 
@@ -131,7 +103,14 @@ class Config:
     ledger: LedgerConfig = LedgerConfig()
     store_url: str = ""
     nameservers: tuple[Listen, ...] = ()
+    fcrdns: bool = False
+    upstream: Optional[UpstreamConfig] = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def exchange_exports(self) -> tuple[Path, ...]:
+        """The files of all organisations' exchange_export."""
+        return tuple(path for item in self.settings.values() for path in item.exchange_export.paths)
 
     @property
     def ledger_folder(self) -> Path:
@@ -165,12 +144,13 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
     state = Path(top.string("state_directory", os.environ.get("STATE_DIRECTORY", DEFAULT_STATE_DIRECTORY)))
     if not state.is_absolute():
         top.problem("state_directory", f'"{state}" is not an absolute path')
-    relay = _relay(top.table("relay"))
-    organizations, settings = _organizations(top, relay)
+    relay = _relay(top.table("relay"), path.parent)
+    declared, settings = organizations.organizations(top, (relay.mode, relay.enforce_from), relay.action, path.parent)
+    dns = top.table("dns")
     config = Config(
         path=path,
         state_directory=state,
-        organizations=organizations,
+        organizations=declared,
         settings=settings,
         relay=relay,
         srs=srs_config.srs(top.table("srs"), state, path.parent),
@@ -180,162 +160,48 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
         metrics=_metrics(top.table("metrics")),
         ledger=_ledger(top.table("ledger")),
         store_url=srs_config.store_url(top.table("store"), state),
-        nameservers=srs_config.nameservers(top.table("dns")),
+        nameservers=srs_config.nameservers(dns),
+        fcrdns=dns.boolean("fcrdns", default=False),
+        upstream=upstream_config.read(top.optional_table("upstream"), declared),
     )
+    dns.close()
     top.close()
     _check_together(config, notes)
+    if config.upstream and not notes.problems:
+        upstream_config.check(
+            config.upstream,
+            declared,
+            settings,
+            config.srs,
+            notes,
+            subdomains_relay=config.relay.subdomains_relay,
+            rewrites=config.relay.enforced_by == "milter" or config.egress is not None,
+        )
     if notes.problems:
         raise ConfigError(notes.problems)
     return replace(config, warnings=tuple(notes.warnings))
 
 
-def _relay(table: Table) -> RelayConfig:
+def _relay(table: Table, folder: Path) -> RelayConfig:
     default = RelayConfig()
-    mode, enforce_from = _mode(table, (default.mode, None))
+    mode, enforce_from = organizations.mode_of(table, (default.mode, None))
     config = RelayConfig(
         requirements=RuleSet(
             table.string("requirements", default.requirements.value, allowed=[rules.value for rules in RuleSet])
         ),
         mode=mode,
         enforce_from=enforce_from,
+        action=organizations.refusal_action(table, default.action),
         enforced_by=table.string("enforced_by", default.enforced_by, allowed=["milter", "policyd"]),
         local_domains=fields.domains(table, "local_domains"),
         subdomains_relay=table.boolean("subdomains_relay", default=default.subdomains_relay),
         exempt=table.strings("exempt", default.exempt, allowed=["authenticated", "local"]),
+        certificate_folder=folder / table.string("certificate_folder", DEFAULT_FOLDER),
     )
+    if not (table.is_absent("certificate_folder") or config.certificate_folder.is_dir()):
+        table.notes.warn(table.key("certificate_folder"), f"{config.certificate_folder} is no folder")
     table.close()
     return config
-
-
-def _mode(table: Table, default: tuple[Mode, Optional[datetime]]) -> tuple[Mode, Optional[datetime]]:
-    """Return mode and enforce_from. Where the table has either, nothing of *default* holds."""
-    if table.is_absent("mode") and table.is_absent("enforce_from"):
-        return default
-    mode = Mode(table.string("mode", Mode.MONITOR.value, allowed=[mode.value for mode in Mode]))
-    enforce_from = table.instant("enforce_from")
-    if enforce_from and mode is Mode.ENFORCE:
-        table.problem("enforce_from", 'mode = "enforce" is in force at once; write mode = "monitor", or leave it out')
-    return mode, enforce_from
-
-
-def _organizations(top: Table, relay: RelayConfig) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
-    organizations: dict[str, Organization] = {}
-    settings: dict[str, OrganizationConfig] = {}
-    owner: dict[str, str] = {}
-    for table in top.tables("organization"):
-        name = table.string("name")
-        if name in organizations:
-            table.problem("name", f'"{name}" is used by another organization')
-        srs_domains: dict[str, str] = {}
-        domains = _accepted_domains(table, name, owner, srs_domains)
-        organization = Organization(name=name, accepted_domains=domains, connectors=_connectors(table, domains))
-        srs_domain = table.optional_string("srs_domain")
-        mode, enforce_from = _mode(table, (relay.mode, relay.enforce_from))
-        settings[name] = OrganizationConfig(
-            mode=mode,
-            enforce_from=enforce_from,
-            notify_addresses=_notify_addresses(table, organization),
-            srs_domain=fields.domain(table, "srs_domain", srs_domain) if srs_domain else None,
-            srs_domains=srs_domains,
-        )
-        organizations[name] = organization
-        table.close()
-    return organizations, settings
-
-
-def _notify_addresses(table: Table, organization: Organization) -> tuple[str, ...]:
-    """Return who hears of what concerns the organisation; RFC 5321, 4.5.1, gives every domain a postmaster."""
-    given = table.strings("notify_addresses")
-    for index, text in enumerate(given):
-        if not plain(text):
-            table.problem(f"notify_addresses[{index}]", f'"{text}" is no address (e.g. "postmaster@contoso.com")')
-    if given or not organization.accepted_domains:
-        return given
-    return (f"postmaster@{organization.default_domain}",)
-
-
-def _accepted_domains(
-    table: Table, name: str, owner: dict[str, str], srs_domains: dict[str, str]
-) -> tuple[AcceptedDomain, ...]:
-    entries = table.tables("accepted_domain")
-    domains = []
-    for entry in entries:
-        text = entry.string("domain")
-        domain = fields.domain(entry, "domain", text) if text else ""
-        if domain and owner.setdefault(domain, entry.path) != entry.path:
-            entry.problem("domain", f'"{text}" is an accepted domain at {owner[domain]} already')
-        kind = DomainType(entry.string("type", "Authoritative", allowed=[kind.value for kind in DomainType]))
-        subdomains = entry.boolean("match_subdomains", default=False)
-        if subdomains and kind is not DomainType.INTERNAL_RELAY:
-            entry.notes.warn(entry.key("match_subdomains"), 'Exchange Online takes it with type = "InternalRelay" only')
-        domains.append(AcceptedDomain(domain, kind, entry.boolean("default", default=False), subdomains))
-        srs_domain = entry.optional_string("srs_domain")
-        if srs_domain:
-            srs_domains[domain] = fields.domain(entry, "srs_domain", srs_domain)
-        entry.close()
-    defaults = sum(domain.default for domain in domains)
-    if table.is_empty("accepted_domain"):
-        table.problem("accepted_domain", f'missing: organization "{name}" has no accepted domain')
-    elif defaults != 1 and len(domains) > 1:
-        table.problem("accepted_domain", f"{defaults or 'none'} of {len(domains)} have default = true, must be one")
-    return tuple(domains)
-
-
-def _connectors(table: Table, domains: Sequence[AcceptedDomain]) -> tuple[Connector, ...]:
-    accepted = {domain.domain for domain in domains}
-    connectors = []
-    names: set[str] = set()
-    for entry in table.tables("connector"):
-        name = entry.string("name")
-        if name in names:
-            entry.problem("name", f'"{name}" is used by another connector of this organization')
-        names.add(name)
-        associated = fields.domains(entry, "associated_accepted_domains")
-        for domain in associated:
-            if domain not in accepted:
-                entry.problem("associated_accepted_domains", f'"{domain}" is no accepted domain of this organization')
-        certificate = entry.optional_string("tls_sender_certificate_name")
-        connector = Connector(
-            name=name,
-            sender_ip_addresses=tuple(_networks(entry)),
-            tls_sender_certificate_name=_certificate_name(entry, certificate) if certificate else None,
-            enabled=entry.boolean("enabled", default=True),
-            associated_accepted_domains=associated,
-        )
-        entry.close()
-        if not connector.sender_ip_addresses and certificate is None:
-            entry.notes.problem(
-                entry.path, "needs sender_ip_addresses or tls_sender_certificate_name to match anything"
-            )
-        connectors.append(connector)
-    return tuple(connectors)
-
-
-def _networks(entry: Table) -> list[Network]:
-    networks: list[Network] = []
-    for index, text in enumerate(entry.strings("sender_ip_addresses")):
-        path = f"sender_ip_addresses[{index}]"
-        try:
-            network = ipaddress.ip_network(text, strict=False)
-        except ValueError:
-            entry.problem(path, f'"{text}" is no IP address or network (e.g. "192.0.2.1", "192.0.2.0/28")')
-            continue
-        if network.version == 6 or network.prefixlen < 24:
-            entry.notes.warn(entry.key(path), f'Exchange Online does not take "{text}": IPv4, /24 to /32')
-        networks.append(network)
-    return networks
-
-
-def _certificate_name(entry: Table, text: str) -> str:
-    wildcard = "*." if text.startswith("*.") else ""
-    domain = normalize_domain(text[len(wildcard) :])
-    if domain is None or "." not in domain:
-        entry.problem(
-            "tls_sender_certificate_name",
-            f'"{text}" is not a domain name (e.g. "mail.contoso.com", "*.contoso.com")',
-        )
-        return text
-    return wildcard + domain
 
 
 def _milter(table: Table) -> MilterConfig:
@@ -423,6 +289,7 @@ def _check_together(config: Config, notes: Notes) -> None:
         )
     if config.policyd.tcp_table_forward and modes == {(Mode.MONITOR, None)}:
         notes.warn("policyd.tcp_table_forward", "the mode is monitor, in which the map forward rewrites nothing")
+    _check_actions(config, notes)
     _check_listens(config, notes)
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
     taken: dict[str, str] = {}
@@ -430,6 +297,27 @@ def _check_together(config: Config, notes: Notes) -> None:
         for path, domain in _srs_domains(settings, config.organizations[name]):
             if taken.setdefault(domain, accepted.get(domain, name)) != name:
                 notes.problem(f"organization[{index}].{path}", f'"{domain}" belongs to organization "{taken[domain]}"')
+
+
+def _check_actions(config: Config, notes: Notes) -> None:
+    """Note where what is to be done with refused mail can't be done, or reaches other recipients, too."""
+    relay = config.relay
+    actions = {"relay.action": relay.action}
+    for index, item in enumerate(config.settings.values()):
+        if item.action is not relay.action:
+            actions[f"organization[{index}].action"] = item.action
+    for key, action in actions.items():
+        if action is RefusalAction.TAG and relay.enforced_by == "policyd":
+            notes.problem(
+                key, '"tag" needs enforced_by = "milter": policyd cannot remove a header that a client forged'
+            )
+    others = sorted({action.value for action in actions.values()} - {"reject"})
+    if others and "local" not in relay.exempt:
+        notes.warn(
+            "relay.exempt",
+            "mail from sendmail(1) is not exempt and cannot be split, so inside recipients of the same message share "
+            f"what becomes of it ({', '.join(others)})",
+        )
 
 
 def _check_listens(config: Config, notes: Notes) -> None:

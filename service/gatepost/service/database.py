@@ -173,7 +173,10 @@ class Database:
             if not self._is_sqlite:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
             schema.metadata.create_all(connection)
-            # Each version so far has only added tables.
+            if not self._is_sqlite:  # an index of millions of rows takes longer than a statement may
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(STATEMENT_S * 1000)}")
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            _complete(connection)
             connection.execute(schema.version.delete().where(schema.version.c.version < schema.VERSION))
             if connection.execute(sa.select(schema.version.c.version)).first() is None:
                 connection.execute(schema.version.insert().values(version=schema.VERSION))
@@ -188,6 +191,21 @@ class Database:
             # A transaction that reads first and is overtaken by another writer could never write.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield
+
+
+def _complete(connection: sa.engine.Connection) -> None:
+    """Give tables of an earlier release the columns and indexes that they lack: none was ever changed or dropped."""
+    inspector = sa.inspect(connection)
+    for table in schema.metadata.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                added = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {added}")
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            index.create(connection, checkfirst=True)
+    for name in schema.OLD_INDEXES:
+        connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
 
 
 def _engine(text: str) -> sa.engine.Engine:

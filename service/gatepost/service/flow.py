@@ -15,10 +15,12 @@ from typing import Optional
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
 from gatepost.service import replies
 from gatepost.service.addresses import domain_of
+from gatepost.service.organizations import RefusalAction
 from gatepost.service.replies import Reply
 from gatepost.service.reversal import Bounce
-from gatepost.service.rewriting import Egress, leaving
-from gatepost.service.snapshot import Snapshot
+from gatepost.service.rewriting import BOUNCES, Egress, leaving
+from gatepost.service.snapshot import Snapshot, mint_domain
+from gatepost.service.upstream import Upstream, refuses
 
 
 class Treatment(Enum):
@@ -27,6 +29,14 @@ class Treatment(Enum):
     KEEP = "keep"
     REWRITE = "rewrite"
     REFUSE = "refuse"
+    DEFER = "defer"
+    """What REFUSE is under action = "tempfail"."""
+    HOLD = "hold"
+    """The same under "quarantine"; all of the message then waits in the MTA's hold queue."""
+    TAG = "tag"
+    """The same under "tag"; all of the message then has a header that says so."""
+    UPSTREAM = "upstream"
+    """Exchange Online would refuse it, and no other sender would help, so it is refused here ([upstream] refuse)."""
     UNREWRITABLE = "unrewritable"
     UNDECIDED = "undecided"
     """Only the header From can still let it through (rule set legacy)."""
@@ -34,11 +44,16 @@ class Treatment(Enum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, whether it takes effect (*enforce*), and the *treatment* of the recipient that follows."""
+    """A verdict, whether it takes effect (*enforce*), and the *treatment* of the recipient that follows.
+
+    upstream: what Exchange Online will say of the message as it leaves here; None without [upstream], and where it
+    never gets there.
+    """
 
     verdict: Verdict
     enforce: bool
     treatment: Treatment
+    upstream: Optional[Verdict] = None
 
 
 def labels(verdict: Verdict) -> tuple[str, str, str]:
@@ -65,11 +80,40 @@ def judge(
         treatment = Treatment.UNDECIDED
     elif verdict.result is Result.INSIDE or not enforce:
         treatment = Treatment.KEEP
-    elif verdict.result is Result.REFUSE:
-        treatment = Treatment.REFUSE
     else:
-        treatment = Treatment.KEEP if spared else _TREATMENT[leaving(snapshot, mail.reverse_path)]
-    return Judgement(verdict, enforce, treatment)
+        leaves = Treatment.KEEP if spared else _LEAVING[leaving(snapshot, mail.reverse_path)]
+        refused = verdict.result is Result.REFUSE
+        treatment = _REFUSED[snapshot.action(verdict.organization)] if refused else leaves
+        if treatment in WHOLE_MESSAGE and leaves is Treatment.UNREWRITABLE:
+            treatment = leaves
+    there = snapshot.upstream
+    if there is None or treatment in _NOT_LEAVING:
+        return Judgement(verdict, enforce, treatment)
+    upstream = at_upstream(snapshot, _leaving_as(snapshot, there, mail, enforce=enforce), rcpt)
+    if refuses(upstream) and there.refuse and enforce:
+        treatment = Treatment.UPSTREAM
+    return Judgement(verdict, enforce, treatment, upstream)
+
+
+def _leaving_as(snapshot: Snapshot, there: Upstream, mail: Mail, *, enforce: bool) -> Mail:
+    """Return the senders with which a message that goes on leaves. Any that SRS makes is like the others there."""
+    rewrites = enforce or (snapshot.config.egress is not None and bool(snapshot.enforcing))
+    if there.takes_all or not rewrites or leaving(snapshot, mail.reverse_path) is not Egress.REWRITE:
+        return mail
+    return Mail(f"{BOUNCES}@{mint_domain(snapshot.config, there.organization)}", mail.header_from)
+
+
+def at_upstream(snapshot: Snapshot, mail: Mail, rcpt: str) -> Optional[Verdict]:
+    """Return what Exchange Online says of *mail*, as it leaves here, to *rcpt*.
+
+    None without [upstream], and where the mail does not get there: this host, or another organisation, has *rcpt*.
+    """
+    there, domain = snapshot.upstream, domain_of(rcpt)
+    if there is None:
+        return None
+    if domain and snapshot.rules.inside(domain) and there.rules.accepted(domain) is None:
+        return None
+    return there.verdict(mail, domain)
 
 
 def srs_refusal(bounce: Bounce, guessing: Callable[[], bool]) -> Optional[tuple[Reply, str]]:
@@ -78,12 +122,12 @@ def srs_refusal(bounce: Bounce, guessing: Callable[[], bool]) -> Optional[tuple[
     guessing: tells whether its client has named too many wrong ones; then the right ones are put off, too, for no guess
     is told that it was right.
     """
-    if bounce not in _SRS_REFUSALS:
+    if bounce not in SRS_REFUSALS:
         return None
-    return (replies.SRS_GUESSING, "srs-guessing") if guessing() else _SRS_REFUSALS[bounce]
+    return (replies.SRS_GUESSING, "srs-guessing") if guessing() else SRS_REFUSALS[bounce]
 
 
-_SRS_REFUSALS: dict[Bounce, Optional[tuple[Reply, str]]] = {
+SRS_REFUSALS: dict[Bounce, Optional[tuple[Reply, str]]] = {
     Bounce.ORIGINAL: None,
     Bounce.FORGED: (replies.SRS_FORGED, "srs-forged"),
     Bounce.EXPIRED: (replies.SRS_EXPIRED, "srs-expired"),
@@ -103,10 +147,24 @@ def together(snapshot: Snapshot, first: Treatment, other: Treatment) -> bool:
     """
     if first is other or not snapshot.enforcing:
         return True
-    return snapshot.config.egress is not None and Treatment.UNDECIDED not in (first, other)
+    if {first, other} & {*WHOLE_MESSAGE, Treatment.UNDECIDED}:
+        return False
+    return snapshot.config.egress is not None
 
 
-_TREATMENT = {
+WHOLE_MESSAGE = frozenset((Treatment.HOLD, Treatment.TAG))
+"""What happens to all recipients of a message alike. It goes on, so its sender is rewritten as that of relayed mail."""
+REFUSING = frozenset((Treatment.REFUSE, Treatment.DEFER, Treatment.HOLD, Treatment.TAG))
+_NOT_LEAVING = frozenset(
+    (Treatment.REFUSE, Treatment.DEFER, Treatment.HOLD, Treatment.UNREWRITABLE, Treatment.UNDECIDED)
+)
+_REFUSED = {
+    RefusalAction.REJECT: Treatment.REFUSE,
+    RefusalAction.TEMPFAIL: Treatment.DEFER,
+    RefusalAction.QUARANTINE: Treatment.HOLD,
+    RefusalAction.TAG: Treatment.TAG,
+}
+_LEAVING = {
     Egress.OUT: Treatment.KEEP,
     Egress.REWRITE: Treatment.REWRITE,
     Egress.IMPOSSIBLE: Treatment.UNREWRITABLE,

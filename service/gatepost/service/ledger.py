@@ -13,8 +13,14 @@ from typing import NamedTuple, Optional, Union
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
 from gatepost.service.addresses import domain_of
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.upstream import outcome
 
 PASS, REWRITE, RETURN, REJECT = "pass", "rewrite", "return", "reject"
+DEFER, QUARANTINE, TAG = "defer", "quarantine", "tag"
+NOT_RELAYED = frozenset((REJECT, DEFER, QUARANTINE, TAG))
+"""What is done about a recipient that the rules refuse, other than in mode monitor."""
+CONFIRMED, UNCONFIRMED, NO_NAME = "confirmed", "unconfirmed", "none"
+"""Whether the client's reverse name leads back to its address; "" where that is not known."""
 LEFT_TO_MTA = "left-to-mta"
 """The reason of what the rule refuses, while no organization is meant, so that policyd leaves it to Postfix."""
 TEXT_LIMIT = 1000
@@ -30,7 +36,9 @@ class Entry(NamedTuple):
     address. certificate_names, header_from: joined by ", ". sender_accepted: 1 where the domain of P1 counts as
     accepted. rewritten: P1 afterwards. requirements: the rule set in force; the verdicts are under each. reason: of
     the verdict in force, or why else the recipient was refused. action: pass, rewrite, return (an SRS recipient
-    became the original sender again) or reject. size_bytes: as the client declared it.
+    became the original sender again), reject, defer, quarantine (taken and held) or tag (taken with a header).
+    size_bytes: as the client declared it. reverse_name: of the client's address in DNS. fcrdns: whether that leads
+    back to it. upstream: what Exchange Online will say: relay, inside, exempt or why it will refuse.
     """
 
     reference: str
@@ -57,6 +65,9 @@ class Entry(NamedTuple):
     size_bytes: Optional[int] = None
     message_id: str = ""
     subject: str = ""
+    reverse_name: str = ""
+    fcrdns: str = ""
+    upstream: str = ""
 
 
 class Bounced(NamedTuple):
@@ -67,8 +78,12 @@ class Bounced(NamedTuple):
 
 
 Record = Union[Entry, Bounced]
-_FORMAT = 1
-_ACTIONS = ("", PASS, RETURN, REJECT, REWRITE)
+_FORMAT = 2
+_OF_FORMAT_1 = {"Entry": 24, "Bounced": 2}
+"""How many fields each had there; those that came later have a default. Such lines may wait during an upgrade."""
+_ACTIONS = ("", PASS, RETURN, DEFER, REJECT, REWRITE, TAG, QUARANTINE)
+"""The later one counts. A copy that left after all has been relayed; that it is rewritten, `rewritten` says too, so
+that what was tagged or held remains so."""
 
 
 def line(record: Record) -> bytes:
@@ -85,12 +100,14 @@ def record(octets: bytes) -> Record:
         fields = json.loads(octets)
     except RecursionError:
         raise ValueError("a line of another format") from None
-    if not isinstance(fields, list) or len(fields) < 2 or fields[0] != _FORMAT or fields[1] not in _KINDS:
+    if not isinstance(fields, list) or len(fields) < 2 or fields[0] not in (1, _FORMAT) or fields[1] not in _KINDS:
         raise ValueError("a line of another format")
     kind, values = _KINDS[fields[1]], fields[2:]
+    if len(values) != (len(kind._fields) if fields[0] == _FORMAT else _OF_FORMAT_1[fields[1]]):
+        raise ValueError(f"not as many fields as a {kind.__name__} has")
     if len(octets) > TEXT_LIMIT or b"\\u" in octets:  # else there is nothing to cut or to replace
         values = [clipped(value) if isinstance(value, str) else value for value in values]
-    made = kind._make(values)
+    made = kind(*values)
     if tuple(map(type, made)) not in _SHAPES or not _in_range(made):
         raise ValueError(f"not what stands in a {kind.__name__}: {values!r}")
     return made
@@ -182,6 +199,11 @@ def with_verdict(entry: Entry, verdict: Verdict, both: tuple[str, str]) -> Entry
         verdict_current=both[0],
         verdict_legacy=both[1],
     )
+
+
+def with_upstream(entry: Entry, verdict: Optional[Verdict]) -> Entry:
+    """Return *entry* with what Exchange Online will say, None where that is not known."""
+    return entry if verdict is None else entry._replace(upstream=outcome(verdict))
 
 
 def size_of(text: str) -> Optional[int]:

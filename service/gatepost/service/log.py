@@ -13,6 +13,7 @@ import time
 import traceback
 
 _CONTROL = dict.fromkeys((*range(32), 127, *range(128, 160)), "?")
+_HELO_LENGTH = 255
 _journal = "JOURNAL_STREAM" in os.environ
 _program = "gatepost"
 
@@ -46,6 +47,11 @@ def fault(text: str, raised: BaseException) -> None:
 def address(text: str) -> str:
     """Return an address as it stands in a line; no > in it can end it early and begin a field of its own."""
     return "<" + text.replace("<", "?").replace(">", "?") + ">"
+
+
+def helo(name: str) -> str:
+    """Return a HELO name as it stands in a line, as far as a host's name can be long."""
+    return address(name[:_HELO_LENGTH])
 
 
 def _write(level: int, text: str) -> None:

@@ -59,6 +59,11 @@ DECISIONS = Counter(
     "Relay verdicts, one per recipient that is subject to the rule.",
     ("organization", "verdict", "reason"),
 )
+UPSTREAM_DECISIONS = Counter(
+    "gatepost_upstream_decisions_total",
+    "What Exchange Online will say of mail as it leaves here ([upstream]), one per recipient, by its relay rule.",
+    ("verdict", "reason"),
+)
 SRS_REWRITES = Counter(
     "gatepost_srs_rewrites_total",
     "Envelope senders rewritten to an SRS address. form: forward (<mailbox>+SRS=), bounces, compact; long (the store "
@@ -131,6 +136,7 @@ BYPASS = Gauge("gatepost_bypass", "1 while gatepost is switched out of the way o
 
 CATALOGUE: tuple[Metric, ...] = (
     DECISIONS,
+    UPSTREAM_DECISIONS,
     SRS_REWRITES,
     SRS_REVERSALS,
     SPF_DECISIONS,

@@ -24,6 +24,8 @@ class Reply:
 
 RELAY_DENIED = Reply(550, "5.7.64", "TenantAttribution; Relay Access Denied")
 """Exchange Online's own, which relay administrators know by heart."""
+RELAY_DEFERRED = Reply(451, "4.7.64", "TenantAttribution; Relay Access Denied")
+"""The same under action = "tempfail"."""
 UNREWRITABLE = Reply(553, "5.1.7", "Sender address is too long or malformed, so it can't be rewritten for relaying")
 SRS_FORGED = Reply(550, "5.1.1", "SRS address with a wrong hash")
 SRS_EXPIRED = Reply(550, "5.1.1", "SRS address that has expired")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What reports read of the ledger, and the reports that are kept. Each function raises StoreError.
+"""What reports and explanations read of the ledger, and the reports that are kept. Each function raises StoreError.
 
 All is read page by page, each in a transaction of its own: a report of millions of rows needs the memory of one page,
 and keeps nobody from writing.
@@ -14,8 +14,17 @@ import sqlalchemy as sa
 
 from gatepost.relay import RuleSet
 from gatepost.service.database import Database
-from gatepost.service.ledger import LEFT_TO_MTA, REJECT, Entry
-from gatepost.service.schema import REFUSED, RELIES_ON_P2, bounces, jobs, ledger, report_rows
+from gatepost.service.ledger import LEFT_TO_MTA, NOT_RELAYED, Entry
+from gatepost.service.schema import (
+    HAS_EGRESS_QUEUE_ID,
+    HAS_QUEUE_ID,
+    REFUSED,
+    RELIES_ON_P2,
+    bounces,
+    jobs,
+    ledger,
+    report_rows,
+)
 from gatepost.service.store import StoreError
 
 PAGE = 2000
@@ -38,7 +47,7 @@ CONDITIONS: dict[str, Any] = {
         ledger.c.verdict_current == "refuse", ledger.c.verdict_legacy == "", ledger.c.reason != LEFT_TO_MTA
     ),
     "Refused": sa.or_(REFUSED, _REFUSES),
-    "WouldRefuse": sa.and_(_REFUSES, ledger.c.action != REJECT),
+    "WouldRefuse": sa.and_(_REFUSES, ledger.c.action.notin_(sorted(NOT_RELAYED))),
     "Rewritten": ledger.c.rewritten != "",
 }
 """Which entries each report is of.
@@ -54,6 +63,13 @@ class Found(NamedTuple):
     entry: Entry
     bounces: int
     last_bounce: Optional[float]
+
+
+class Recorded(NamedTuple):
+    """An entry, and the host that recorded it first."""
+
+    entry: Entry
+    host: str
 
 
 class Stored(NamedTuple):
@@ -167,6 +183,23 @@ def forget_report(database: Database, job_id: str) -> None:
     forget_rows(database, job_id)
     delete(database, jobs.delete().where(jobs.c.job_id == job_id))
     forget_rows(database, job_id)  # that it added meanwhile, being under way
+
+
+def message(database: Database, reference: str) -> list[Recorded]:
+    """Return the entries of a message, one for each recipient, in their order."""
+    columns = [ledger.c.host, *(ledger.c[name] for name in Entry._fields)]
+    wanted = sa.select(*columns).where(ledger.c.reference == reference).order_by(ledger.c.time, ledger.c.recipient)
+    return [Recorded(Entry(*row[1:]), row[0]) for row in fetch(database, wanted)]
+
+
+def references(database: Database, queue_id: str) -> list[tuple[str, float]]:
+    """Return the messages that had *queue_id* at either hop, with their times, the newest first: IDs come again."""
+    at = sa.func.min(ledger.c.time)
+    found: dict[str, float] = {}
+    for column, known in ((ledger.c.queue_id, HAS_QUEUE_ID), (ledger.c.egress_queue_id, HAS_EGRESS_QUEUE_ID)):
+        wanted = sa.select(ledger.c.reference, at).where(column == queue_id, known).group_by(ledger.c.reference)
+        found.update((row[0], row[1]) for row in fetch(database, wanted))
+    return sorted(found.items(), key=lambda item: -item[1])
 
 
 def fetch(database: Database, statement: Any) -> list[Any]:

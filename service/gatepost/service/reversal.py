@@ -166,4 +166,9 @@ def _mints(snapshot: Snapshot, domain: str) -> bool:
         name = accepted.organization.name
         if srs_domain_of(snapshot.config, accepted.organization, accepted.accepted_domain.domain) is not None:
             return False
-    return name is not None and snapshot.enforces(snapshot.rules.organizations[name])
+    if name is None:
+        return False
+    upstream = snapshot.upstream_by_p1
+    if upstream and upstream.organization.name == name:  # in its name all mail is rewritten, whoever's it is
+        return bool(snapshot.enforcing)
+    return snapshot.enforces(snapshot.rules.organizations[name])

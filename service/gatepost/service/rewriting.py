@@ -56,16 +56,22 @@ def leaving(snapshot: Snapshot, reverse_path: str) -> Egress:
     """Tell what must happen to *reverse_path* when its message leaves, whatever the mode (S1, S2)."""
     if not reverse_path or not snapshot.longest_mint_domain:
         return Egress.OUT
-    domain = domain_of(reverse_path)
-    if ours(snapshot, domain) or not _listed(snapshot, domain):
+    if _stays(snapshot, domain_of(reverse_path)):
         return Egress.OUT
     try:
         address = parse_address(reverse_path)
         if not _surely_fits(reverse_path, snapshot.longest_mint_domain):
             _fits(snapshot, address, snapshot.longest_mint_domain)
     except AddressError:
-        return Egress.IMPOSSIBLE
+        # A hub with a certificate is relayed all the same, and Exchange Online then rewrites it (S1).
+        return Egress.OUT if snapshot.upstream and snapshot.upstream.takes_all else Egress.IMPOSSIBLE
     return Egress.REWRITE
+
+
+def _stays(snapshot: Snapshot, domain: Optional[str]) -> bool:
+    """Tell whether senders in *domain* leave as they are. Exchange Online takes those in its tenant's domains only."""
+    upstream = snapshot.upstream_by_p1
+    return upstream.takes(domain) if upstream else ours(snapshot, domain) or not _listed(snapshot, domain)
 
 
 def _surely_fits(reverse_path: str, domain: str) -> bool:
@@ -100,29 +106,39 @@ def egress(snapshot: Snapshot, reverse_path: str) -> Egress:
 def relayed(snapshot: Snapshot, reverse_path: str, organization: Optional[Organization], now: int) -> Rewritten:
     """Return the new sender of relayed mail (S4), in the default organisation where *organization* is None.
 
-    Raises AddressError where *reverse_path* can't be rewritten.
+    In any case in the one whose tenant takes mail of no other. Raises AddressError where *reverse_path* can't be
+    rewritten.
     """
-    organization = organization or snapshot.default_organization
-    if organization is None:
-        raise AddressError("no organization is configured")
-    domain = mint_domain(snapshot.config, organization)
+    domain = _relay_domain(snapshot, organization)
     original = _to_rewrite(snapshot, parse_address(reverse_path), now)
     return _rewritten(snapshot, original, BOUNCES, domain, domain, now)
+
+
+def _relay_domain(snapshot: Snapshot, organization: Optional[Organization]) -> str:
+    upstream = snapshot.upstream_by_p1
+    organization = upstream.organization if upstream else organization or snapshot.default_organization
+    if organization is None:
+        raise AddressError("no organization is configured")
+    return mint_domain(snapshot.config, organization)
 
 
 def forwarded(snapshot: Snapshot, reverse_path: str, mailbox: Address, now: int) -> Rewritten:
     """Return the new sender of mail that *mailbox*, see `forwarder`, sent on (S3).
 
-    Where that can't be written the form of relayed mail takes its place. Raises AddressError as `relayed` does.
+    Where that can't be written, or Exchange Online does not take it, the form of relayed mail takes its place. Raises
+    AddressError as `relayed` does.
     """
     accepted = snapshot.rules.accepted(mailbox.domain)
     if accepted is None:
         return relayed(snapshot, reverse_path, None, now)
-    config, organization = snapshot.config, accepted.organization
-    domain = mailbox_domain(config, accepted, mailbox.domain)
+    organization, upstream = accepted.organization, snapshot.upstream_by_p1
+    domain = mailbox_domain(snapshot.config, accepted, mailbox.domain)
+    if upstream and not upstream.takes(domain):
+        return relayed(snapshot, reverse_path, organization, now)
     try:
         original = _to_rewrite(snapshot, parse_address(reverse_path), now)
-        return _rewritten(snapshot, original, mailbox.local, domain, mint_domain(config, organization), now)
+        compact_domain = _relay_domain(snapshot, organization)
+        return _rewritten(snapshot, original, mailbox.local, domain, compact_domain, now)
     except AddressError:  # too long, or a mailbox that needs quotes
         return relayed(snapshot, reverse_path, organization, now)
 
@@ -132,7 +148,9 @@ def _rewritten(
 ) -> Rewritten:
     """Return the SRS address for *original*: the compact form is one of the whole organisation (S5)."""
     if _own_compact(snapshot, original):  # come back by way of others
-        return Rewritten(str(original), "compact")
+        upstream = snapshot.upstream_by_p1
+        if upstream is None or upstream.takes(domain_of(str(original))):
+            return Rewritten(str(original), "compact")
     form = snapshot.config.srs.form
     try:
         long = str(_long(snapshot, original, mailbox, domain, day(now)))

@@ -6,10 +6,12 @@ Text that is a mail address is in lower case everywhere in the ledger's tables. 
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
-VERSION = 2
-"""1: srs_token. 2: the ledger and its reports beside it."""
+VERSION = 3
+"""1: srs_token. 2: the ledger and its reports beside it. 3: the ledger's last three columns, indexes by queue ID."""
 
 metadata = sa.MetaData()
 version = sa.Table("gatepost_schema", metadata, sa.Column("version", sa.Integer, nullable=False))
@@ -28,6 +30,11 @@ _NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # only that coun
 
 def _text(name: str) -> sa.Column[str]:
     return sa.Column(name, sa.Text, nullable=False)
+
+
+def _added(name: str) -> sa.Column[str]:
+    """A column that an earlier release did not have; it may share the database with this one for a while."""
+    return sa.Column(name, sa.Text, nullable=False, server_default="")
 
 
 ledger = sa.Table(
@@ -59,6 +66,9 @@ ledger = sa.Table(
     sa.Column("size_bytes", sa.BigInteger),
     _text("message_id"),
     _text("subject"),
+    _added("reverse_name"),
+    _added("fcrdns"),
+    _added("upstream"),
     sa.UniqueConstraint("reference", "recipient"),
 )
 sa.Index("ledger_time", ledger.c.time)
@@ -66,17 +76,25 @@ sa.Index("ledger_time", ledger.c.time)
 # Literals, for an index with a condition is of use only to a query that has the very same one.
 RELIES_ON_P2 = sa.text("ledger.verdict_current = 'refuse' AND ledger.verdict_legacy = 'relay'")
 """The message may be relayed where P2 counts (rule set legacy), and not by the rules of 2023-11-01 (R1)."""
-REFUSED = sa.text("ledger.action = 'reject'")
+REFUSED = sa.text("ledger.action IN ('reject', 'defer')")
+"""The recipient was turned away. What was held or tagged was taken."""
 
 
-def _index_where(name: str, where: sa.sql.elements.TextClause) -> None:
-    """Index the few rows that a condition holds for, by time: what asks for them reads nothing else."""
+def _index_where(name: str, where: sa.sql.elements.TextClause, column: sa.Column[Any] = ledger.c.time) -> None:
+    """Index the few rows that a condition holds for, by *column*: what asks for them reads nothing else."""
     bare = sa.text(where.text.replace("ledger.", ""))
-    sa.Index(name, ledger.c.time, sqlite_where=bare, postgresql_where=bare)
+    sa.Index(name, column, sqlite_where=bare, postgresql_where=bare)
 
 
 _index_where("ledger_p2", RELIES_ON_P2)
-_index_where("ledger_refused", REFUSED)
+_index_where("ledger_refusals", REFUSED)
+# Refusals have no queue ID, and few copies pass the egress hop.
+HAS_QUEUE_ID = sa.text("ledger.queue_id <> ''")
+HAS_EGRESS_QUEUE_ID = sa.text("ledger.egress_queue_id <> ''")
+_index_where("ledger_queue_id", HAS_QUEUE_ID, ledger.c.queue_id)
+_index_where("ledger_egress_queue_id", HAS_EGRESS_QUEUE_ID, ledger.c.egress_queue_id)
+OLD_INDEXES = ("ledger_refused",)
+"""Those of earlier releases that nothing reads any more."""
 
 bounces = sa.Table(
     "bounce",

@@ -11,11 +11,13 @@ from gatepost.service.config import Config
 from gatepost.service.guesses import Guesses
 from gatepost.service.hops import NOTE_SLOTS, Hops
 from gatepost.service.metrics import SPF_DECISIONS
+from gatepost.service.presented import Presented
 from gatepost.service.series import Series
 from gatepost.service.spool import Spool
 from gatepost.service.store import Store
 
 if TYPE_CHECKING:
+    from gatepost.service.fcrdns import Fcrdns
     from gatepost.service.spf import Spf
 
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class Shared:
     """What the milter's sessions have in common. spf: None unless only_spf is set; spool: None without a ledger.
 
-    notes: what policyd has noted of recipients for the milter, None where the milter decides itself.
+    notes: what policyd has noted of recipients for the milter, None where the milter decides itself. presented: what
+    policyd has reported of clients' certificates. fcrdns: what DNS says of clients, None unless it is asked.
     """
 
     hops: Hops
@@ -32,12 +35,37 @@ class Shared:
     spf: Optional[Spf] = None
     spool: Optional[Spool] = None
     notes: Optional[Hops] = None
+    presented: Optional[Presented] = None
+    fcrdns: Optional[Fcrdns] = None
 
 
 def open_shared(config: Config, series: Series, *, expire: bool) -> Shared:
     """Open all of it for one milter worker; *expire*: it is the one that clears the store of what has expired."""
     store = Store(config.store_url, expire=expire)
-    return Shared(hops(config), guesses(config), store, spf(config, series), spool(config, series), notes(config))
+    return Shared(
+        hops(config),
+        guesses(config),
+        store,
+        spf(config, series),
+        spool(config, series),
+        notes(config),
+        presented(config),
+        fcrdns(config),
+    )
+
+
+def fcrdns(config: Config) -> Optional[Fcrdns]:
+    """Return the names of clients, None where DNS is not asked for them (fcrdns), or nothing is recorded."""
+    if not (config.fcrdns and config.ledger.days):
+        return None
+    from gatepost.service.fcrdns import Fcrdns  # dnspython takes long to load
+
+    servers = [(item.host, item.port) for item in config.nameservers]
+    try:
+        return Fcrdns(config.state_directory / "names", servers)
+    except OSError as error:
+        log.error(f"clients' names are looked up by each process alone: {error}")
+        return Fcrdns(None, servers)
 
 
 def spool(config: Config, series: Series) -> Optional[Spool]:
@@ -62,6 +90,15 @@ def notes(config: Config) -> Optional[Hops]:
         return Hops(config.state_directory / "notes", NOTE_SLOTS)
     except OSError as error:  # a message is then two rows
         log.error(f"milter and policyd record each message by itself: {error}")
+        return None
+
+
+def presented(config: Config) -> Optional[Presented]:
+    """Return policyd's reports of clients' certificates."""
+    try:
+        return Presented(config.state_directory / "presented")
+    except OSError as error:
+        log.error(f"the milter knows of certificates what the MTA tells it, and no more: {error}")
         return None
 
 

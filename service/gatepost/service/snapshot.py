@@ -11,11 +11,18 @@ from pathlib import Path
 from typing import Optional, Union
 
 from gatepost.relay import Accepted, Organization, Patterns, Rules
-from gatepost.service.config import Config, Mode, OrganizationConfig, RelayConfig, load
+from gatepost.service import upstream
+from gatepost.service.certificates import Certificates
+from gatepost.service.certificates import read as read_certificates
+from gatepost.service.config import Config, RelayConfig, load
 from gatepost.service.hops import organization_digest
+from gatepost.service.organizations import Mode, OrganizationConfig, RefusalAction
 from gatepost.service.secret import read_keys
 from gatepost.service.srs_config import COMPACT, Format
+from gatepost.service.upstream import Upstream
 from gatepost.srs import Classic, Compact, Exchange, Keys
+
+_NO_CERTIFICATES = Certificates()
 
 
 @dataclass(frozen=True)
@@ -24,10 +31,10 @@ class Snapshot:
 
     include: None where no such list is given. reversed_forms: those that `SrsConfig.reverses`.
     srs_domains: each declared srs_domain with its organisation's name. enforcing: the names of the organisations that
-    enforce; enforces_for_none: so is mail that is attributed to none. until: the next enforce_from in Unix seconds,
-    infinity for none.
+    enforce; enforces_for_none: so is mail that is attributed to none. actions: of those that enforce. until: the next
+    enforce_from in Unix seconds, infinity for none.
     longest_mint_domain: the longest domain that relayed mail may be rewritten to, "" without an organisation.
-    organization_by_digest: what `hops.organization_digest` stands for.
+    organization_by_digest: what `hops.organization_digest` stands for. upstream: None without [upstream].
     """
 
     config: Config
@@ -42,10 +49,18 @@ class Snapshot:
     srs_domains: dict[str, str]
     enforcing: frozenset[str]
     enforces_for_none: bool
+    actions: frozenset[RefusalAction]
     until: float
     longest_mint_domain: str
     organization_by_digest: dict[bytes, Organization]
     bypass_path: str
+    upstream: Optional[Upstream] = None
+    certificates: Certificates = _NO_CERTIFICATES
+
+    @property
+    def upstream_by_p1(self) -> Optional[Upstream]:
+        """What this host's mail goes to where that takes it for its P1 only; None elsewhere."""
+        return None if self.upstream is None or self.upstream.takes_all else self.upstream
 
     @property
     def default_organization(self) -> Optional[Organization]:
@@ -55,6 +70,10 @@ class Snapshot:
     def enforces(self, organization: Optional[Organization]) -> bool:
         """Tell whether a refusal or a rewrite takes effect for *organization* (None: nobody's mail)."""
         return organization.name in self.enforcing if organization else self.enforces_for_none
+
+    def action(self, organization: Optional[Organization]) -> RefusalAction:
+        """Return what is done with mail of *organization* (None: nobody's) that the rule refuses."""
+        return (self.config.settings[organization.name] if organization else self.config.relay).action
 
     def bypassed(self) -> bool:
         """Tell whether `gatepost bypass on` is in force. One stat(2)."""
@@ -66,8 +85,11 @@ def bypass_file(config: Config) -> Path:
     return config.state_directory / "bypass"
 
 
-def build(config: Config, keys: Keys, now: float) -> Snapshot:
-    """Return the snapshot of *config* with *keys*, as it is *now*, in Unix seconds, and until the next enforce_from."""
+def build(config: Config, keys: Keys, now: float, certificates: Certificates = _NO_CERTIFICATES) -> Snapshot:
+    """Return the snapshot of *config* with *keys*, as it is *now*, in Unix seconds, and until the next enforce_from.
+
+    certificates: those in the folder that *config* names.
+    """
     settings = config.settings
     srs = config.srs
     srs_domains = {
@@ -76,8 +98,17 @@ def build(config: Config, keys: Keys, now: float) -> Snapshot:
         for domain in (item.srs_domain, *item.srs_domains.values())
         if domain
     }
+    enforcing = frozenset(name for name, item in settings.items() if enforces(item, now))
+    enforces_for_none = enforces(config.relay, now) and bool(settings)
+    there = None
+    if config.upstream:
+        organization = config.organizations[config.upstream.organization]
+        there = upstream.build(config.upstream, organization, subdomains_relay=config.relay.subdomains_relay)
+    by_p1 = there is not None and not there.takes_all
+    minting = [organization] if by_p1 else config.organizations.values()
     return Snapshot(
         config=config,
+        upstream=there,
         rules=Rules(
             config.organizations.values(),
             local_domains=(*config.relay.local_domains, *srs_domains),  # bounces come back there
@@ -93,14 +124,16 @@ def build(config: Config, keys: Keys, now: float) -> Snapshot:
         include=Patterns(srs.include) if srs.include or srs.include_file else None,
         reversed_forms=frozenset(filter(srs.reverses, (*(item.value for item in Format), COMPACT))),
         srs_domains=srs_domains,
-        enforcing=frozenset(name for name, item in settings.items() if enforces(item, now)),
-        enforces_for_none=enforces(config.relay, now) and bool(settings),
-        until=min((at for at in _switches(config) if at > now), default=math.inf),
-        longest_mint_domain=max(
-            (mint_domain(config, item) for item in config.organizations.values()), key=len, default=""
+        enforcing=enforcing,
+        enforces_for_none=enforces_for_none,
+        actions=frozenset(
+            (*(settings[name].action for name in enforcing), *((config.relay.action,) if enforces_for_none else ()))
         ),
+        until=min((at for at in _switches(config) if at > now), default=math.inf),
+        longest_mint_domain=max((mint_domain(config, item) for item in minting), key=len, default=""),
         organization_by_digest={organization_digest(name): item for name, item in config.organizations.items()},
         bypass_path=str(bypass_file(config)),
+        certificates=certificates,
     )
 
 
@@ -133,4 +166,5 @@ def mailbox_domain(config: Config, accepted: Accepted, domain: str) -> str:
 def load_snapshot(path: Path) -> Snapshot:
     """Return the snapshot of the configuration in *path*. Raises ConfigError, also for a missing secret."""
     config = load(path)
-    return build(config, read_keys(config.srs.secret_file), time.time())
+    keys = read_keys(config.srs.secret_file)
+    return build(config, keys, time.time(), read_certificates(config.relay.certificate_folder))

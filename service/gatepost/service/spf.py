@@ -22,6 +22,7 @@ import spf
 from dns.rdtypes.txtbase import TXTBase
 
 from gatepost.relay import normalize_domain
+from gatepost.service.resolver import resolver
 from gatepost.service.slots import Slots
 
 SLOTS = 1 << 16
@@ -29,8 +30,6 @@ MAX_AGE_S = 86400
 REFRESH_AGE_S = 3600
 FAILURE_AGE_S = 60
 THREADS = 4
-_EDNS_OCTETS = 1232
-_TRIES = 4
 _RECORD_OCTETS = 4096
 """Longest TXT that is read; RFC 7208, 3.4, advises 450 octets. pyspf takes 10 s of CPU for 50,000 octets of macros."""
 
@@ -56,7 +55,7 @@ class Spf:
     ) -> None:
         self._addresses = sorted(str(ip_address(address)) for address in outgoing_addresses)
         self._slots = Slots(path, SLOTS, payload_octets=1)
-        self._resolver = _resolver(nameservers, timeout_s)
+        self._resolver = resolver(nameservers, timeout_s)
         self._timeout_s = timeout_s
         self._count = count
         self._pool = ThreadPoolExecutor(THREADS, "spf")
@@ -147,19 +146,6 @@ def _younger(at: float, age_s: int, now: int) -> bool:
 def _domain(text: str) -> Optional[str]:
     name = normalize_domain(text)
     return name if name is not None and "." in name else None
-
-
-def _resolver(nameservers: Sequence[tuple[str, int]], timeout_s: float) -> dns.resolver.Resolver:
-    try:
-        resolver = dns.resolver.Resolver(configure=not nameservers)
-    except dns.resolver.NoResolverConfiguration:
-        resolver = dns.resolver.Resolver(configure=False)  # has no name server: every look-up fails
-    if nameservers:
-        resolver.nameservers = [host for host, _ in nameservers]
-        resolver.nameserver_ports = dict(nameservers)
-    resolver.timeout = timeout_s / _TRIES  # a silent name server leaves time for the next one
-    resolver.use_edns(0, 0, _EDNS_OCTETS)
-    return resolver
 
 
 def _spared(domain: str, addresses: Sequence[str], lookups: _Lookups) -> Optional[bool]:

@@ -218,7 +218,6 @@ def nameservers(table: Table) -> tuple[Listen, ...]:
             table.problem(f"nameservers[{index}]", f'"{text}" is no IP address (e.g. "192.0.2.53", "127.0.0.1:5353")')
         else:
             found.append(server)
-    table.close()
     return tuple(found)
 
 

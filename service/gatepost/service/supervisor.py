@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
-from gatepost.service import log, metrics
+from gatepost.service import certificates, log, metrics
 from gatepost.service.config import Config, load
 from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
@@ -38,6 +38,8 @@ DESCRIPTORS = 5200
 DRAIN_S = 30.0
 LOOK_S = 1.0
 """How often to look whether a file that the configuration names has changed."""
+LOOK_SHARE = 50
+"""And no oftener than this many times what a look takes."""
 RESPAWN_S = 1.0
 """A worker that lived for less than this is replaced no sooner than this after its start."""
 _TICK_S = 0.1
@@ -45,7 +47,7 @@ _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1
 
 
-Stamps = dict[Path, tuple[int, int, int, int]]
+Stamps = dict[Path, tuple[int, ...]]
 
 
 class Daemon(Protocol):
@@ -263,9 +265,12 @@ class Supervisor:
             log.info("enforce_from has come; taking it up")
             ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             # Not from the file, which may be wrong by now. Where the new workers don't get ready it is tried again.
-            self._change(build(self._snapshot.config, self._snapshot.keys, time.time()))
+            before = self._snapshot
+            self._change(build(before.config, before.keys, time.time(), before.certificates))
             return
         stamps = _stamps(self._snapshot.config)
+        took = time.monotonic() - now
+        self._look_at = now + max(LOOK_S, took * LOOK_SHARE)  # of a folder with thousands of certificates
         changed = [str(path) for path, stamp in stamps.items() if stamp != self._stamps.get(path)]
         settled, self._stamps_seen = stamps == self._stamps_seen, stamps  # else it may still be being written
         if changed and settled:
@@ -283,7 +288,8 @@ class Supervisor:
             self._before = None
             self._changing = "configuration reloaded"
             self._count_reload("loaded")
-            for warning in (*self._snapshot.config.warnings, *forgotten(before.config.srs, self._snapshot.config.srs)):
+            forgot = forgotten(before.config.srs, self._snapshot.config.srs)
+            for warning in (*self._snapshot.config.warnings, *self._snapshot.certificates.warnings, *forgot):
                 log.warning(warning)
         elif time.monotonic() > self._reload_by:
             log.error("the workers with the new configuration did not get ready")
@@ -389,15 +395,17 @@ def first_snapshot(path: Path) -> Snapshot:
     config = load(path)
     if ensure_secret(config.srs.secret_file):
         log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
-    for warning in config.warnings:
+    clients = certificates.read(config.relay.certificate_folder)
+    for warning in (*config.warnings, *clients.warnings):
         log.warning(warning)
-    return build(config, read_keys(config.srs.secret_file), time.time())
+    return build(config, read_keys(config.srs.secret_file), time.time(), clients)
 
 
 def _stamps(config: Config) -> Stamps:
     """Return what tells a change of the files that *config* names: times in nanoseconds, inode, size."""
-    found = {}
-    for path in (config.srs.secret_file, *config.srs.watched):
+    folder = config.relay.certificate_folder
+    found: Stamps = {folder: (certificates.stamp(folder),)}
+    for path in (config.srs.secret_file, *config.srs.watched, *config.exchange_exports):
         try:
             status = path.stat()
             found[path] = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""exchange_export of the configuration file: reads the exports of an organisation, and puts in words what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from gatepost.relay import AcceptedDomain, Connector
+from gatepost.relay.exchange_export import Export, Exported, ExportError, read, together
+from gatepost.service.tables import Table
+
+_NAMED = 5
+"""So many records are named in one line, the others counted."""
+
+
+@dataclass(frozen=True)
+class ExchangeExport:
+    """The files of an organisation and what is in them. usable: none of them has a problem."""
+
+    paths: tuple[Path, ...] = ()
+    records: tuple[Exported, ...] = ()
+    usable: bool = True
+
+    def accepted_domains(self) -> dict[str, AcceptedDomain]:
+        return {item.item.domain: item.item for item in self.records if isinstance(item.item, AcceptedDomain)}
+
+    def connectors(self) -> Iterator[Connector]:
+        return (item.item for item in self.records if isinstance(item.item, Connector))
+
+
+def exchange_export(table: Table, folder: Path) -> ExchangeExport:
+    """Return what the key exchange_export names, relative to *folder*."""
+    paths = []
+    exports: list[Export] = []
+    problems = 0
+    for index, name in enumerate(table.strings("exchange_export")):
+        paths.append(folder / name)
+        try:
+            exports.append(read_file(folder / name, name))
+        except ExportError as error:
+            for problem in error.problems:
+                table.problem(f"exchange_export[{index}]", problem)
+            problems += 1
+    try:
+        records = together(exports)
+    except ExportError as error:
+        for problem in error.problems:
+            table.problem("exchange_export", problem)
+        return ExchangeExport(tuple(paths), usable=False)
+    return ExchangeExport(tuple(paths), records, usable=not problems)
+
+
+def read_file(path: Path, name: Optional[str] = None) -> Export:
+    """Return the export in a file, called *name* in messages. Raises ExportError."""
+    name = name or str(path)
+    try:
+        octets = path.read_bytes()
+    except OSError as error:
+        raise ExportError([f"{name}: cannot be read: {error.strerror}"]) from error
+    except ValueError as error:  # a NUL in the name
+        raise ExportError([f"{name}: is no file name"]) from error
+    return read(octets, name)
+
+
+def notes(records: Iterable[Exported]) -> Iterator[str]:
+    """Yield what is worth knowing of what is taken, a line for all records of a file that have the same note."""
+    pairs = ((record, note) for record in records if record.item for note in record.notes)
+    for file, names, note in _grouped(pairs):
+        yield f"{file}: {names}: {note}"
+
+
+def left_out(records: Iterable[Exported]) -> Iterator[str]:
+    """Yield what is left out, and why."""
+    for file, names, why in _grouped((record, record.why) for record in records if record.item is None):
+        yield f"{file}: left out {names}: {why}"
+
+
+def _grouped(pairs: Iterable[tuple[Exported, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield each file, the records of one kind in it that have the same text, and the text."""
+    found: dict[tuple[str, bool, str], list[str]] = {}
+    for record, text in pairs:
+        name = f'"{record.name}"' if record.is_connector else record.name
+        found.setdefault((record.file, record.is_connector, text), []).append(name)
+    for (file, is_connector, text), names in found.items():
+        kind = "connector" if is_connector else "accepted domain"
+        yield file, f"{kind}{'' if len(names) == 1 else 's'} {enumeration(names)}", text
+
+
+def taken(records: Iterable[Exported]) -> Iterator[str]:
+    """Yield what is taken, a line a file."""
+    counts: dict[str, list[int]] = {}
+    for record in records:
+        numbers = counts.setdefault(record.file, [0, 0])
+        numbers[record.is_connector] += record.item is not None
+    for file, (domains, connectors) in counts.items():
+        found = [_count(domains, "accepted domain")] if domains else []
+        found += [_count(connectors, "connector")] if connectors else []
+        yield f"{file}: taken: {' and '.join(found) or 'nothing'}"
+
+
+def files_of(records: Iterable[Exported]) -> Mapping[tuple[bool, str], str]:
+    """Return the file of each record that is taken, by whether it is a connector and its name."""
+    return {(record.is_connector, record.name): record.file for record in records if record.item}
+
+
+def enumeration(names: Sequence[str]) -> str:
+    """Return the first of *names*, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

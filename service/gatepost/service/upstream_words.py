@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Puts what Exchange Online will say in words: for `gatepost check`, `explain` and `replay`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gatepost.relay import Reason, Result, Verdict, domain_of
+from gatepost.service.upstream import Upstream
+
+
+def decision(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
+    """Return one sentence on *verdict*, which *there* gave for mail that leaves with P1 *reverse_path*."""
+    if verdict.result is Result.INSIDE:
+        return f"At Exchange Online: taken, for the recipient is {there.organization.name}'s own."
+    if verdict.reason is Reason.CERTIFICATE_ACCEPTED:
+        return f"At Exchange Online: taken, whatever P1 is, for this host's certificate ({_names(there)}) is accepted."
+    if verdict.result is Result.RELAY:
+        return f"At Exchange Online: taken, for P1 <{reverse_path}> is in an accepted domain."
+    return f"At Exchange Online: refused with 550 5.7.64, because {_because(there, verdict, reverse_path)}."
+
+
+def _because(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
+    domain = domain_of(reverse_path)
+    if verdict.reason is Reason.NULL_SENDER:
+        why = "the sender is null, which only a certificate brings through to outside"
+    elif verdict.reason is Reason.CONNECTOR_FOR_OTHER_DOMAINS:
+        why = f"the connector there is not for the P1 domain {domain} (upstream.associated_accepted_domains)"
+    else:
+        p1 = f"the P1 domain {domain}" if domain else f"P1 <{reverse_path}>, which has no domain name,"
+        why = f"{p1} is no accepted domain of {there.organization.name}"
+    if there.client.certificate_names:
+        return f"{why}, and no name of this host's certificate ({_names(there)}) is"
+    return f"{why}, and this host is known there by address only"
+
+
+def remedies(there: Upstream, verdict: Verdict, *, enforce: bool) -> Iterator[str]:
+    """Yield what helps where mail is refused there; *enforce*: whether SRS rewrites such mail by now."""
+    if verdict.result is not Result.REFUSE:
+        return
+    if verdict.reason is not Reason.NULL_SENDER and not enforce:
+        yield f'With mode = "enforce" SRS gives it a P1 in a domain that {there.organization.name} accepts.'
+    domain = there.organization.default_domain
+    yield (
+        f"Have this host present a certificate of a public authority with a name such as hub.{domain} "
+        "(smtp_tls_cert_file in Postfix), name it in the connector there, and set upstream.tls_sender_certificate_name."
+    )
+    if verdict.reason is Reason.NULL_SENDER:
+        yield "Or have Postfix deliver null senders past Exchange Online, to the recipient's own MX."
+
+
+def _names(there: Upstream) -> str:
+    return ", ".join(there.client.certificate_names)

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lays out what `gatepost replay` found, for a person at a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gatepost.admin.configuration import printable
+from gatepost.admin.replay_log import Log
+from gatepost.admin.replay_message import Origin
+from gatepost.admin.replay_tally import MADE_HERE, Count, Group, Heading, Section, Tally, text
+from gatepost.admin.replay_words import NOTES, P2, REASONS, TITLES, advise
+
+_WIDTH = 80
+_TABLE_WIDTH = 100
+"""Where it does not go to a terminal."""
+_DETAILED = (Heading.REFUSED, Heading.CERTIFICATE_UNNAMED, Heading.P2_UNSEEN, Heading.UPSTREAM)
+
+
+def print_all(log: Log, tally: Tally, top: int) -> None:
+    """Print what was found: a sentence, tables, what to change, and what was left out."""
+    _paragraph(summary(log, tally), bold=True)
+    for heading in _DETAILED:
+        section = tally.sections[heading]
+        if section.messages:
+            _section(tally, heading, section, top)
+    refused = tally.sections[Heading.REFUSED]
+    if any(reason != "no-connector" for _, reason in refused.reasons.counts):
+        click.echo()
+        _paragraph(P2)
+    click.echo()
+    for line in left_out(log, tally):
+        _paragraph(line)
+
+
+def summary(log: Log, tally: Tally) -> str:
+    """Return in a sentence or two what the replay comes to."""
+    refused = tally.sections[Heading.REFUSED]
+    begin, end = (printable(text(head).rpartition(" ")[0]) for head in (log.first, log.last))
+    of = f"{_messages(tally.messages, tally.recipients)} that clients sent between {begin} and {end}"
+    who = _number(refused.hosts, "host")
+    if not refused.messages:
+        first = f"None of {of} would be refused."
+    else:
+        number = f"{refused.messages:,} ({_recipients(refused.recipients)}, from {who})"
+        first = f"Of {of}, {number} would be refused."
+    more = [
+        f"{TITLES[heading]}: {_messages(section.messages, section.recipients)}."
+        for heading, section in tally.sections.items()
+        if heading not in (Heading.REFUSED, Heading.REJECTED) and section.messages
+    ]
+    return " ".join([first, *more])
+
+
+def left_out(log: Log, tally: Tally) -> Iterator[str]:
+    """Yield what is counted elsewhere, or not at all."""
+    yield (
+        f"Recipients that are inside, so that nothing is relayed: {tally.inside:,}; relayed as the rules have it: "
+        f"{tally.relayed:,}."
+    )
+    rejected = tally.sections[Heading.REJECTED]
+    if rejected.recipients:
+        yield (
+            f"The MTA did not take {_recipients(rejected.recipients)} that the rules refuse as well. They are in no "
+            "table above."
+        )
+    if tally.made_here:
+        yield (
+            f"Made by this MTA itself: {tally.made_here:,} messages (bounces, notifications, copies that local(8) "
+            "forwards). No client relays them."
+        )
+    if tally.hops:
+        yield f"Left out, as they came back from a content filter or an egress hop: {tally.hops:,} messages."
+    if tally.restored:
+        yield f"With P1 as it was before SRS rewrote it here: {tally.restored:,} messages."
+    if tally.unrestored:
+        yield (
+            f"With an SRS address in a domain of yours as P1, made with another key than this host's: "
+            f"{tally.unrestored:,} messages, judged as they are. Where postsrsd rewrites P1 on this host, "
+            "`gatepost import postsrsd` takes its key over."
+        )
+    if tally.incomplete:
+        yield (
+            f"Incomplete, as the log begins or ends amid them: {tally.incomplete:,} messages, of which "
+            f"{tally.unknown:,} could not be judged."
+        )
+    if log.evicted:
+        yield f"Of the incomplete ones {log.evicted:,} were given up early, to keep memory bounded."
+    if log.unread:
+        yield f"Lines that could not be read: {log.unread:,}."
+
+
+def _section(tally: Tally, heading: Heading, section: Section, top: int) -> None:
+    click.echo()
+    _paragraph(f"{TITLES[heading]}: {_messages(section.messages, section.recipients)}", bold=True)
+    if heading in NOTES:
+        _paragraph(NOTES[heading])
+    table = _table("Messages", "Recipients", "Organization", "Reason", "What failed")
+    for (organization, reason), numbers in section.reasons.top():
+        table.add_row(*_numbers(numbers), _text(organization or "none"), reason, REASONS.get(reason, ""))
+    _print(table)
+    _hosts(tally, section, top)
+    table = _table("Messages", "Recipients", "P1 domain")
+    for (domain,), numbers in section.domains.top()[:top]:
+        table.add_row(*_numbers(numbers), _text(domain))
+    _print(table)
+    _more(section.domains, top, "P1 domains")
+    click.echo()
+    for group in section.top()[:top]:
+        _group(tally, heading, group)
+    others = max(len(section.groups) - top, 0)
+    if others or section.others[0]:
+        click.echo(f"… and {others:,}{' and more' if section.others[0] else ''} other groups (--top).")
+
+
+def _hosts(tally: Tally, section: Section, top: int) -> None:
+    table = _table("Messages", "Recipients", "Of all its messages", "Host", "Name")
+    for (ip, name), numbers in section.hosts.top()[:top]:
+        sent = tally.hosts.counts.get((ip, name))
+        share = f"{100 * numbers[0] / sent[0]:.0f} %" if sent else ""
+        table.add_row(*_numbers(numbers), share, _text(ip or MADE_HERE.name), _text(name if ip else ""))
+    _print(table)
+    _more(section.hosts, top, "hosts")
+
+
+def _more(count: Count, top: int, what: str) -> None:
+    more = len(count.counts) - top
+    if more > 0 or count.others[0]:
+        click.echo(f"… and {max(more, 0):,}{' and more' if count.others[0] else ''} other {what} (--top).")
+
+
+def _group(tally: Tally, heading: Heading, group: Group) -> None:
+    count = _messages(group.messages, group.recipients)
+    click.secho(printable(f"{host(group.origin)}, P1 domain {group.sender_domain}: {count}"), bold=True)
+    advice = advise(tally, heading, group)
+    lines = [] if heading is Heading.CERTIFICATE_UNNAMED else [("  ", advice.problem)]
+    for indent, sentence in [*lines, *(("  - ", remedy) for remedy in advice.remedies)]:
+        for line in wrap(sentence, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)):
+            click.echo(printable(line))
+    for sample in group.samples:
+        envelope = f"from=<{sample.reverse_path}> to=<{sample.rcpt}>"
+        click.echo(printable(f"    {sample.time} {sample.queue_id} {envelope} {sample.outcome}"))
+
+
+def host(origin: Origin) -> str:
+    """Return a client with its name and what it showed of itself."""
+    if not origin.ip:
+        return origin.name
+    name = origin.name if origin.name not in ("", "unknown", origin.ip) else ""
+    certificate = f"certificate {origin.common_name}" if origin.common_name else ""
+    known = ", ".join(filter(None, (name, certificate)))
+    return f"{origin.ip} ({known})" if known else origin.ip
+
+
+def _messages(messages: int, recipients: int) -> str:
+    number = f"{messages:,} message{'s' if messages != 1 else ''}"
+    return number if recipients == messages else f"{number} to {_recipients(recipients)}"
+
+
+def _recipients(number: int) -> str:
+    return f"{number:,} recipient{'s' if number != 1 else ''}"
+
+
+def _number(count: Count, what: str) -> str:
+    more = "more than " if count.others[0] else ""
+    return f"{more}{len(count.counts):,} {what}{'s' if len(count.counts) != 1 else ''}"
+
+
+def _numbers(numbers: tuple[int, int]) -> tuple[str, str]:
+    return f"{numbers[0]:,}", f"{numbers[1]:,}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        right = column in ("Messages", "Recipients", "Of all its messages")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    return table
+
+
+def _text(shown: str) -> Text:
+    return Text(printable(shown))
+
+
+def _print(table: Table) -> None:
+    click.echo()
+    width = None if sys.stdout.isatty() else _TABLE_WIDTH
+    Console(width=width, highlight=False, emoji=False, markup=False).print(table)
+
+
+def _paragraph(sentences: str, *, bold: bool = False) -> None:
+    lines: Sequence[str] = wrap(printable(sentences), _WIDTH)
+    click.secho("\n".join(lines), bold=bold)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Says of the groups of a replayed log what is wrong and what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gatepost.admin.replay_tally import MADE_HERE, Group, Heading, Tally
+from gatepost.relay import Mail, Reason, explain
+from gatepost.service import upstream_words
+
+REASONS = {
+    Reason.NOTHING_ACCEPTED.value: "Condition 1: neither certificate nor P1 is in an accepted domain.",
+    Reason.NULL_SENDER.value: "Condition 1: mail with a null sender needs a certificate in an accepted domain.",
+    Reason.NO_CONNECTOR.value: "Condition 2: no connector of the organization matches the client.",
+    Reason.CONNECTOR_FOR_OTHER_DOMAINS.value: "Condition 2: the connector is limited to other accepted domains.",
+}
+TITLES = {
+    Heading.REFUSED: "Would be refused",
+    Heading.CERTIFICATE_UNNAMED: "Would be refused, unless their certificate lets them through",
+    Heading.P2_UNSEEN: "Would be refused, unless the From header (P2) lets them through",
+    Heading.UPSTREAM: "Would be refused by Exchange Online ([upstream])",
+    Heading.REJECTED: "Refused by the rules, and by the MTA as it is",
+}
+NOTES = {
+    Heading.CERTIFICATE_UNNAMED: (
+        "The client showed a certificate that the MTA trusts, and the log does not name it. Postfix does so with "
+        '"smtpd_tls_loglevel = 1,peercert", Sendmail with "LogLevel=12"; replay what is logged from then on.'
+    ),
+    Heading.P2_UNSEEN: (
+        "The rule set is legacy, under which P2 counts too. No mail log has P2; with gatepost running in mode monitor, "
+        "`gatepost report start --type P2SenderAttribution` tells who relies on it."
+    ),
+}
+P2 = (
+    "P2 does not count since 2023-11-01, and no mail log has it. Which of these messages relied on it before: "
+    "`gatepost report start --type P2SenderAttribution`, once gatepost has run in mode monitor for some days."
+)
+_SENTENCES = 2
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What is wrong with a group, and the likeliest remedies."""
+
+    problem: str
+    remedies: tuple[str, ...]
+
+
+def advise(tally: Tally, heading: Heading, group: Group) -> Advice:
+    """Return what the rules say of a group's first sample."""
+    if heading is Heading.CERTIFICATE_UNNAMED:
+        return Advice(NOTES[heading], ())
+    if heading is Heading.UPSTREAM:
+        return _upstream(tally, group)
+    sample = group.samples[0]
+    client, mail = tally.client(group.origin), Mail(sample.reverse_path)
+    verdict = tally.judged(group.origin, sample.reverse_path, sample.rcpt).verdict
+    words = explain(verdict, client, mail, sample.rcpt, tally.snapshot.config.relay.requirements)
+    return Advice(words.failed, words.remedies[:_SENTENCES])
+
+
+def _upstream(tally: Tally, group: Group) -> Advice:
+    sample, there = group.samples[0], tally.snapshot.upstream
+    for origin in (group.origin, MADE_HERE):  # what a client sent to inside may leave as a forwarded copy
+        judgement = tally.judged(origin, sample.reverse_path, sample.rcpt)
+        if there and judgement.upstream:
+            remedies = upstream_words.remedies(there, judgement.upstream, enforce=judgement.enforce)
+            decision = upstream_words.decision(there, judgement.upstream, sample.reverse_path)
+            return Advice(decision, tuple(remedies)[:_SENTENCES])
+    return Advice("", ())

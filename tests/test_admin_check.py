@@ -75,6 +75,7 @@ To x@gmail.com: relayed
   accepted domain of contoso
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - P1 domain contoso.com is an accepted domain of contoso: condition 1 holds.
@@ -106,6 +107,7 @@ To x@gmail.com: refused
   no accepted domain
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - P1 domain vendor.example is no accepted domain: condition 1 fails.
@@ -113,14 +115,18 @@ To x@gmail.com: refused
     sender_ip_addresses 192.0.2.0/28: condition 2 holds.
   Condition 1 failed: the P1 domain vendor.example is not accepted, and the
   client presented no trusted certificate. Condition 2 holds: connector "head
-  office" of contoso matches the client.
+  office" of contoso matches the client. An IP address is enough only where P1
+  or the recipient is in an accepted domain.
 
   What to change (any one of these may do)
   - If vendor.example is your own, declare it: [[organization.accepted_domain]]
     domain = "vendor.example" under organization[contoso].
-  - Let the application use an accepted P1, such as one in contoso.com.
+  - Let the application use an accepted P1, such as one in contoso.com. P1 is
+    what it says in MAIL FROM; services call it return path or bounce address.
   - Or let the client present a trusted certificate with a name in an accepted
-    domain, such as mail.contoso.com (self-signed is as good as none).
+    domain, such as mail.contoso.com (self-signed, expired, or not for client
+    authentication is as good as none). If the name is not the CN, put the
+    certificate into relay.certificate_folder.
   - Where the application cannot change its P1, let SRS on the host before this
     one rewrite it into an address in contoso.com.
 
@@ -149,6 +155,7 @@ To x@gmail.com: relayed
   accepted domain
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - Certificate name mail.contoso.com is one label below contoso.com, an
@@ -182,6 +189,7 @@ To x@gmail.com: refused
   accepted domain
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - P1 is the null sender <>, which is in no accepted domain: condition 1 fails.
@@ -189,7 +197,8 @@ To x@gmail.com: refused
     sender_ip_addresses 192.0.2.0/28: condition 2 holds.
   Condition 1 failed: a null sender never counts as P1, and the client presented
   no trusted certificate. Condition 2 holds: connector "head office" of contoso
-  matches the client.
+  matches the client. An IP address is enough only where P1 or the recipient is
+  in an accepted domain.
 
   What to change
   - Send null-sender mail (NDRs, automatic replies) to outside over a connection
@@ -221,6 +230,7 @@ To x@gmail.com: refused
                                           more)
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - P1 domain vendor.example is no accepted domain: condition 1 fails.
@@ -228,15 +238,19 @@ To x@gmail.com: refused
     sender_ip_addresses 192.0.2.0/28: condition 2 holds.
   Condition 1 failed: the P1 domain vendor.example is not accepted, and the
   client presented no trusted certificate. Condition 2 holds: connector "head
-  office" of contoso matches the client. Before 2023-11-01 its P2 alone would
-  have let it through.
+  office" of contoso matches the client. An IP address is enough only where P1
+  or the recipient is in an accepted domain. Before 2023-11-01 its P2 alone
+  would have let it through.
 
   What to change (any one of these may do)
   - If vendor.example is your own, declare it: [[organization.accepted_domain]]
     domain = "vendor.example" under organization[contoso].
-  - Let the application use an accepted P1, such as one in contoso.com.
+  - Let the application use an accepted P1, such as one in contoso.com. P1 is
+    what it says in MAIL FROM; services call it return path or bounce address.
   - Or let the client present a trusted certificate with a name in an accepted
-    domain, such as mail.contoso.com (self-signed is as good as none).
+    domain, such as mail.contoso.com (self-signed, expired, or not for client
+    authentication is as good as none). If the name is not the CN, put the
+    certificate into relay.certificate_folder.
   - Where the application cannot change its P1, let SRS on the host before this
     one rewrite it into an address in contoso.com.
 
@@ -263,6 +277,7 @@ To x@gmail.com: relayed
                                           under the rule set legacy only)
 
   Conditions tried
+  (1: certificate or P1 in an accepted domain; 2: connector matches the client)
   - Recipient domain gmail.com is no accepted domain and none of
     relay.local_domains: this is relay.
   - P1 domain vendor.example is no accepted domain: condition 1 fails.
@@ -374,9 +389,9 @@ def test_monitor_says_what_enforce_would_do_to_a_refused_recipient(gatepost: Gat
     result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
     assert "\nTo x@gmail.com: would be refused (mode monitor)\n" in result.output
     assert happening(result) == """\
-  - Mode monitor (organization contoso): logged and counted, and let through. In
-    mode enforce: refused with 550 5.7.64 TenantAttribution; Relay Access
-    Denied.
+  - Mode monitor (organization contoso): logged and counted, and let through.
+  - In mode enforce: the recipient is refused with 550 5.7.64 TenantAttribution;
+    Relay Access Denied.
 
   Envelope afterwards
     MAIL FROM:<app@vendor.example>
@@ -596,6 +611,69 @@ def test_legacy_says_that_a_refusal_falls_for_the_whole_message(gatepost: Gatepo
 """
 
 
+TEMPFAIL = 'action = "tempfail"\n'
+QUARANTINE = 'action = "quarantine"\n'
+TAG = 'action = "tag"\n'
+
+
+def test_action_tempfail_puts_off(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + TEMPFAIL)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: put off\n" in result.output
+    assert happening(result) == """\
+  - The recipient is put off with 451 4.7.64 TenantAttribution; Relay Access
+    Denied.
+"""
+    assert result.exit_code == 1
+
+
+def test_action_quarantine_holds_the_message_with_the_p1_of_relayed_mail(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + QUARANTINE)
+    result = gatepost("--ip", "192.0.2.5", "--mail-from", "bob@fabrikam.com", "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: held\n" in result.output
+    assert happening(result) == f"""\
+  - The whole message is taken and held in the MTA's hold queue (action =
+    quarantine), until somebody releases it (postsuper -H) or deletes it
+    (postsuper -d).
+
+  Envelope afterwards
+    MAIL FROM:<{SRS}>
+    RCPT TO:<x@gmail.com>
+"""
+    assert result.exit_code == 1
+
+
+def test_action_tag_lets_the_message_through_with_a_header(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + TAG)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: let through with a header\n" in result.output
+    assert happening(result).startswith("""\
+  - The whole message is let through with the header X-Gatepost-Relay: refused;
+    reason=nothing-accepted (action = tag).
+""")
+
+
+def test_in_mode_monitor_the_action_is_named(gatepost: Gatepost) -> None:
+    gatepost.configure("[relay]\n" + QUARANTINE)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: would be held (mode monitor)\n" in result.output
+    assert "  - In mode enforce: the whole message is taken and held" in result.output
+
+
+def test_what_comes_from_an_export_is_changed_in_exchange_online(gatepost: Gatepost) -> None:
+    exported = '{"DomainName": "corp.contoso.com", "DomainType": "Authoritative"}'
+    (gatepost.secret.parent / "domains.json").write_text(exported)
+    name = 'name = "contoso"\n'
+    configuration = gatepost.secret.parent / "gatepost.toml"
+    text = configuration.read_text().replace(name, f'{name}exchange_export = ["domains.json"]\n')
+    text = text.replace('domain = "contoso.com"', 'domain = "contoso.com"\ndefault = true')
+    configuration.write_text(text)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert (
+        "What contoso has from Exchange Online (domains.json) is changed there, and exported anew."
+    ) in " ".join(result.output.split())
+
+
 def test_bypass_is_named_and_changes_no_verdict(gatepost: Gatepost) -> None:
     (gatepost.secret.parent / "bypass").touch()
     result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
@@ -654,6 +732,7 @@ def test_json_holds_the_whole_answer(gatepost: Gatepost) -> None:
                 "result": "relay",
                 "reason": "certificate-accepted",
                 "refused": False,
+                "action": "rewrite",
                 "mode": "enforce",
                 "organization": "contoso",
                 "connector": "crm",
@@ -673,6 +752,7 @@ def test_json_holds_the_whole_answer(gatepost: Gatepost) -> None:
                 ],
                 "remedies": [],
                 "notes": [],
+                "upstream": None,
                 "envelope": {
                     "mail_from": "bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com",
                     "rcpt": "x@gmail.com",

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from gatepost.admin.authority import Authority
 from gatepost.admin.command import main
-from gatepost.service.config import Config, Mode, load
+from gatepost.service.config import Config, load
+from gatepost.service.exports import ExchangeExport
+from gatepost.service.organizations import Mode
 
 SMALL = """
 state_directory = "{state}"
@@ -93,15 +96,18 @@ def test_the_lines_commented_out_there_are_the_defaults(tmp_path: Path) -> None:
     plain, whole = tmp_path / "plain.toml", tmp_path / "whole.toml"
     for name in ("srs-exclude", "srs-include"):
         (tmp_path / name).touch()
+    for name in ("contoso-accepted-domains.json", "contoso-inbound-connectors.json"):
+        (tmp_path / name).write_text("[]")
     plain.write_text(text)
     whole.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
     contoso = replace(load(whole).settings["contoso"], enforce_from=None, srs_domain=None, srs_domains={})
+    contoso = replace(contoso, exchange_export=ExchangeExport())
     assert load(whole).egress is not None
     srs = replace(load(whole).srs, exclude_file=None, include_file=None)
     relay = replace(load(whole).relay, enforce_from=None)
-    assert replace(
-        load(whole), path=plain, egress=None, settings={"contoso": contoso}, srs=srs, relay=relay
-    ) == load(plain)
+    assert load(whole).upstream is not None
+    bare = replace(load(whole), path=plain, egress=None, upstream=None)
+    assert replace(bare, settings={"contoso": contoso}, srs=srs, relay=relay) == load(plain)
 
 
 def test_an_existing_file_is_never_overwritten(file: Path) -> None:
@@ -144,6 +150,16 @@ def test_a_store_that_is_away_is_warned_of(file: Path) -> None:
         in result.output
     )
     assert result.exit_code == 0
+
+
+def test_check_counts_the_certificates_and_warns_of_files_that_are_none(file: Path) -> None:
+    folder = file.parent / "certificates"
+    folder.mkdir()
+    (folder / "crm.pem").write_bytes(Authority(file.parent / "tls").issue("crm.contoso.com").certificate.read_bytes())
+    (folder / "note.pem").write_text("to do")
+    lines = config(file, "check").output.splitlines()
+    assert f"{folder}: 1 certificate" in lines
+    assert f"warning: {folder}/note.pem: holds no certificate, neither PEM nor DER" in lines
 
 
 def test_a_store_that_nothing_needs_is_not_asked(file: Path) -> None:
@@ -197,7 +213,9 @@ state_directory = "{file.parent}"
 [[organization]]
 name = "contoso"
 mode = "monitor"  # default
+action = "reject"  # default
 notify_addresses = ["postmaster@contoso.com"]  # default
+exchange_export = []  # default
 
 [[organization.accepted_domain]]
 domain = "contoso.com"
@@ -214,10 +232,12 @@ associated_accepted_domains = []  # default
 [relay]
 requirements = "2023-11-01"  # default
 mode = "monitor"  # default
+action = "reject"  # default
 enforced_by = "milter"  # default
 local_domains = []  # default
 subdomains_relay = true  # default
 exempt = ["authenticated", "local"]  # default
+certificate_folder = "{file.parent}/certificates"  # default
 
 [srs]
 secret_file = "{file.parent}/srs.secret"  # default
@@ -252,6 +272,8 @@ workers = 2  # default
 
 # [egress] is not set.
 
+# [upstream] is not set.
+
 [metrics]
 listen = "127.0.0.1:9797"  # default
 
@@ -267,6 +289,7 @@ url = "sqlite:///{file.parent}/gatepost.db"  # default
 
 [dns]
 nameservers = []  # default
+fcrdns = false  # default
 """
     )
     assert result.exit_code == 0
@@ -324,6 +347,7 @@ def test_every_key_is_in_the_manual_and_in_the_configuration_to_start_from(file:
         'organization = [{name = "a", enforce_from = 2030-01-01, srs_domain = "srs.a.example", '
         'accepted_domain = [{domain = "a.example"}], '
         'connector = [{name = "c", tls_sender_certificate_name = "a.example"}]}]\n[egress]\n'
+        '[upstream]\ntls_sender_certificate_name = "a.example"\n'
         '[srs]\nexclude_file = "/dev/null"\ninclude_file = "/dev/null"\n'
     )
     keys = set(re.findall(r"^(\w+) = ", config(file, "show").output, flags=re.MULTILINE))

@@ -15,7 +15,8 @@ import pytest
 
 from gatepost.admin import import_postsrsd, postsrsd_settings
 from gatepost.admin.sandbox import temporary_root
-from gatepost.service.config import Config, Mode, load
+from gatepost.service.config import Config, load
+from gatepost.service.organizations import Mode
 from gatepost.service.srs_config import Form, Format, Srs0Config
 
 # As Debian's postsrsd 1.10 and 2.4.1 install them, but for the comments.

@@ -248,6 +248,9 @@ def test_a_message_has_the_cells_of_exchange_and_ours() -> None:
         "connector_id": "head office",
         "delivery_priority": "Normal",
         "queue_id": "4CgSNs5Q9s",
+        "reverse_name": "",
+        "fcrdns": "",
+        "upstream": "",
     }
 
 
@@ -260,6 +263,9 @@ def cell(name: str, item: Entry, report_type: ReportType = ReportType.REFUSED) -
     [
         (entry("A", 0), "Relayed", "Originating"),
         (entry("A", 0, action="reject"), "Refused", "Originating"),
+        (entry("A", 0, action="defer"), "Deferred", "Originating"),
+        (entry("A", 0, action="quarantine"), "Held", "Originating"),
+        (entry("A", 0, action="tag"), "Tagged", "Originating"),
         (rewritten("A", 0), "Rewritten", "Originating"),
         (entry("A", 0, verdict_current="inside"), "Inside", "Incoming"),
         (rewritten("A", 0, verdict_current="inside", forwarded_to="y@gmail.com"), "Rewritten", "Originating"),
@@ -285,7 +291,7 @@ def test_refused_says_whether_it_really_was(action: str, mode: str) -> None:
 @pytest.mark.parametrize(("last", "shown"), [(NOON, "2026-11-03T12:00:00.000Z"), (None, "")])
 def test_rewritten_says_when_bounces_came_back(last: Optional[float], shown: str) -> None:
     cells = message_cells(ReportType.REWRITTEN, Found(rewritten("A", 0), 2, last))
-    assert cells[-4:] == ("bounces+srs=y3gtqm6c=cb=vendor.example=app@contoso.com", "", 2, shown)
+    assert cells[-7:] == ("bounces+srs=y3gtqm6c=cb=vendor.example=app@contoso.com", "", 2, shown, "", "", "")
 
 
 def test_mail_of_non_accepted_domains_is_counted_by_day_connector_and_domain() -> None:
@@ -338,14 +344,17 @@ def test_a_group_says_which_condition_failed_and_what_to_change() -> None:
         messages=1,
         recipients=2,
         problem="Condition 1 failed: the P1 domain vendor.example is not accepted, and the client presented no trusted "
-        'certificate. Condition 2 holds: connector "office" of contoso matches the client. Before 2023-11-01 its P2 '
-        "alone would have let it through.",
+        'certificate. Condition 2 holds: connector "office" of contoso matches the client. An IP address is enough '
+        "only where P1 or the recipient is in an accepted domain. Before 2023-11-01 its P2 alone would have let it "
+        "through.",
         remedies=(
             "If vendor.example is your own, declare it: [[organization.accepted_domain]] "
             'domain = "vendor.example" under organization[contoso].',
-            "Let the application use an accepted P1, such as one in contoso.com.",
+            "Let the application use an accepted P1, such as one in contoso.com. P1 is what it says in MAIL FROM; "
+            "services call it return path or bounce address.",
             "Or let the client present a trusted certificate with a name in an accepted domain, such as "
-            "mail.contoso.com (self-signed is as good as none).",
+            "mail.contoso.com (self-signed, expired, or not for client authentication is as good as none). If the name "
+            "is not the CN, put the certificate into relay.certificate_folder.",
             "Where the application cannot change its P1, let SRS on the host before this one rewrite it into an "
             "address in contoso.com.",
         ),
@@ -429,6 +438,17 @@ REFUSED = entry("B", NOON, action="reject", verdict_legacy="refuse")
             "monitor. 1 of them relied on the From address (P2) alone.",
         ),
         ("Refused", [REFUSED], "1 message from 1 host between 1 and 21 November 2026 was refused."),
+        (
+            "Refused",
+            [REFUSED._replace(action="tag"), REFUSED._replace(reference="C", action="tag")],
+            "2 messages from 1 host between 1 and 21 November 2026 were tagged.",
+        ),
+        (
+            "Refused",
+            [REFUSED._replace(reference=action, action=action) for action in ("reject", "defer", "quarantine", "tag")],
+            "4 messages from 1 host between 1 and 21 November 2026 break the rules: 1 refused, 1 put off, 1 held, "
+            "1 tagged.",
+        ),
         (
             "Refused",
             [entry("A", NOON)],

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import ledgers
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner, Result
 from daemonprocess import ROOTS, poll
 from ledgers import bounce, entry, rewritten
@@ -28,6 +29,7 @@ from ledgers import bounce, entry, rewritten
 from gatepost.admin import report_mail
 from gatepost.admin.command import main
 from gatepost.admin.report_export import write_csv
+from gatepost.admin.report_model import ReportType
 from gatepost.admin.report_request import Options, job_of
 from gatepost.admin.report_run import LedgerLags, Selection, job_and_summary, run, stored, wait_for_ledger
 from gatepost.relay import Rules
@@ -38,6 +40,7 @@ from gatepost.service.ledger import Record, line
 from gatepost.service.ledger_store import set_loaded_until
 from gatepost.service.loader import Loader
 from gatepost.service.report_store import begin, reports, rows
+from gatepost.service.schema import report_rows
 from gatepost.service.store import StoreError
 
 CONFIG = """
@@ -396,7 +399,7 @@ def test_show_has_every_field_and_every_group_with_its_remedies(gatepost: Gatepo
         *("NotifyAddress", "ErrorDescription"),
     ]
     assert "192.0.2.5 (crm?[31m), P1 domain vendor.example: 1 message\n  P2: contoso.com\n  Condition 1 failed" in text
-    assert "\n  - Let the application use an accepted P1, such as one in contoso.com.\n" in text
+    assert "\n  - Let the application use an accepted P1, such as one in contoso.com. P1 is\n" in text
 
 
 def test_a_job_is_named_by_a_beginning_that_no_other_has(gatepost: Gatepost) -> None:
@@ -472,6 +475,30 @@ def test_json_has_job_summary_and_rows_by_column(gatepost: Gatepost) -> None:
     assert list(document) == ["job", "summary", "rows"]
     assert document["summary"]["messages"] == 2
     assert [(row["network_message_id"], row["total_bytes"]) for row in document["rows"]] == [("A", 1234), ("B", 1234)]
+
+
+def test_client_name_and_what_exchange_online_will_say_are_exported(gatepost: Gatepost) -> None:
+    gatepost.recorded(entry("A", RECENT, reverse_name="crm.contoso.com", fcrdns="confirmed", upstream="p1"))
+    gatepost.report(*P2)
+    (row,) = json.loads(exported(gatepost, "json"))["rows"]
+    assert (row["reverse_name"], row["fcrdns"], row["upstream"]) == ("crm.contoso.com", "confirmed", "p1")
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "html"])
+def test_report_that_an_earlier_release_kept_has_no_cells_for_what_that_did_not_know(
+    gatepost: Gatepost, form: str
+) -> None:
+    gatepost.recorded(entry("A", RECENT, reverse_name="crm.contoso.com"))
+    gatepost.report(*P2)
+    row = report_rows.c.row
+    (cells,) = map(json.loads, gatepost.database().read(lambda found: found.execute(sa.select(row)).scalars().all()))
+    shorter = report_rows.update().values(row=json.dumps(cells[:-3]))
+    gatepost.database().write(lambda found: found.execute(shorter))
+    text = exported(gatepost, form)
+    assert "crm.contoso.com" in text  # the HELO name
+    if form == "json":
+        columns = ReportType("P2SenderAttribution").columns
+        assert json.loads(text)["rows"] == [dict(zip(columns, [*cells[:-3], "", "", ""]))]
 
 
 def test_json_without_rows_is_json(gatepost: Gatepost) -> None:

@@ -28,6 +28,7 @@ Examples:
   gatepost config check          say whether the configuration is right
   gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
       --rcpt x@gmail.com
+  gatepost explain FZYOX5HCUU    say why a message was refused
   gatepost run                   run milter and policy daemon
 
 Exit statuses are those of sysexits.h: 64 wrong usage, 65 wrong data, 78 wrong
@@ -178,32 +179,41 @@ Examples:
       --mail-from '<>' --rcpt bob@fabrikam.com
   gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
       --header-from ceo@contoso.com --rcpt x@gmail.com --requirements legacy
+  gatepost check message.eml
+  gatepost check --batch hosts.csv > verdicts.csv
 
 Exit status 0 if every recipient would be let through, 1 if the rules refuse
-one, whether or not the mode is enforce; 64 wrong usage, 78 wrong configuration."""
+one, whether or not the mode is enforce; 64 wrong usage, 65 a batch has lines
+that are no question, 78 wrong configuration."""
 )
+@click.argument("message", metavar="[MESSAGE]", required=False)
 @click.option("--ip", metavar="ADDRESS", help="The client's IP address.")
 @click.option("--helo", metavar="NAME", help="The client's HELO name. Information only, it never counts.")
 @click.option("--certificate", metavar="NAME", multiple=True, help="A name of its trusted certificate. Repeatable.")
+@click.option("--certificate-file", metavar="FILE", multiple=True, help="Its certificate, as PEM. Repeatable.")
 @click.option("--authenticated", is_flag=True, help="The client has authenticated (SASL).")
-@click.option("--mail-from", metavar="ADDRESS", required=True, help="Envelope sender, P1; '<>' is the null sender.")
+@click.option("--mail-from", metavar="ADDRESS", help="Envelope sender, P1; '<>' is the null sender.")
 @click.option("--header-from", metavar="ADDRESS", help="The From header, P2.")
-@click.option("--rcpt", metavar="ADDRESS", multiple=True, required=True, help="A recipient. Repeatable.")
+@click.option("--rcpt", metavar="ADDRESS", multiple=True, help="A recipient. Repeatable.")
+@click.option("--batch", metavar="FILE", help="Many questions, as CSV or JSON lines; - is standard input.")
 @click.option(
     "--requirements", type=click.Choice(["2023-11-01", "legacy"]), help="Try this rule set, not the configured one."
 )
 @_at
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program; of a batch, a line an answer.")
 @click.pass_obj
 def check(
     config: str,
+    message: Optional[str],
     ip: Optional[str],
     helo: Optional[str],
     certificate: Sequence[str],
+    certificate_file: Sequence[str],
     authenticated: bool,
-    mail_from: str,
+    mail_from: Optional[str],
     header_from: Optional[str],
     rcpt: Sequence[str],
+    batch: Optional[str],
     requirements: Optional[str],
     at: Optional[datetime],
     as_json: bool,
@@ -212,19 +222,80 @@ def check(
 
     Relayed or refused, by which condition, what to change, and the envelope afterwards. The same code decides as in
     the daemons; nothing is sent.
-    """
-    from gatepost.admin import check
 
-    question = check.Question(
+    MESSAGE is a file with the message, - for standard input. What no option gives is read from its headers: the client
+    from Received, P1 from Return-Path, P2 from From, recipients from X-Original-To, Delivered-To or To and Cc.
+    """
+    from gatepost.admin import check_command
+
+    given = check_command.Given(
         ip=ip,
         helo=helo,
         certificate_names=tuple(certificate),
+        certificate_files=tuple(certificate_file),
         authenticated=authenticated,
         mail_from=mail_from,
         header_from=header_from,
         recipients=tuple(rcpt),
+        message=message,
     )
-    sys.exit(check.run(_path(config), question, requirements, at, as_json=as_json))
+    if batch is None:
+        sys.exit(check_command.run(_path(config), given, requirements, at, as_json=as_json))
+    if given != check_command.NOTHING:
+        raise click.UsageError("--batch has all questions in its file: only --requirements, --at and --json go with it")
+    from gatepost.admin import check_batch
+
+    sys.exit(check_batch.run(_path(config), batch, requirements, at, as_json=as_json))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gatepost explain FZYOX5HCUU    the reference in the reply to the client
+  gatepost explain 4CgSNs5Q9s    the queue ID in the MTA's log
+
+Exit status 0 if the message is found, 65 if not."""
+)
+@click.argument("name", metavar="REFERENCE|QUEUE-ID")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+@click.pass_obj
+def explain(config: str, name: str, as_json: bool) -> None:
+    """Say in words what was decided about a message that has passed, and why.
+
+    REFERENCE stands in brackets in the reply that the client got, and in the log. The ledger has what was decided
+    then; where the configuration of now would decide otherwise, that is said first.
+    """
+    from gatepost.admin import explain as command
+
+    sys.exit(command.run(_path(config), name, as_json=as_json))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  gatepost replay /var/log/mail.log*
+  journalctl -u 'postfix*' -o short-iso | gatepost replay -
+  gatepost -c ./try.toml replay --json mail.log.1 mail.log
+
+Exit status 65 if there is no line of Postfix or Sendmail, 66 if a file cannot be read."""
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--organization", metavar="NAME", default="", help="Only what is attributed to this one.")
+@click.option(
+    "--top", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="How long the tables may get."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+@click.pass_obj
+def replay(config: str, files: Sequence[str], organization: str, top: int, as_json: bool) -> None:
+    """Say who would have been refused of the mail in a log.
+
+    Of Postfix or Sendmail, also compressed (.gz, .bz2, .xz); "-" is standard input. Rotated files of one log are read
+    the oldest first, whatever the order given. The rules in force judge what each client sent to whom, and nothing is
+    written anywhere.
+    """
+    from gatepost.admin import replay
+
+    sys.exit(replay.run(_path(config), files, organization, top, as_json=as_json))
 
 
 @main.group()
@@ -356,6 +427,37 @@ def postsrsd(config: str, sources: Sequence[str], domain: Optional[str], stdout:
     from gatepost.admin import import_postsrsd
 
     sys.exit(import_postsrsd.run([Path(item) for item in sources], None if stdout else _path(config), domain))
+
+
+@import_group.command(
+    epilog="""\b
+Examples:
+  Get-AcceptedDomain | ConvertTo-Json > domains.json       (in PowerShell)
+  Get-InboundConnector | ConvertTo-Json > connectors.json
+  gatepost import exchange domains.json connectors.json
+
+Exit status 65 for a file that is no such export, 66 for one that can't be
+read, 78 where the configuration could not be used with them."""
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--organization", metavar="NAME", help="Whose exports they are. Default: who has one of the domains.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print the organization written out, all else to standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")
+@click.pass_obj
+def exchange(config: str, files: Sequence[str], organization: Optional[str], as_toml: bool, as_json: bool) -> None:
+    """Say what exports of Exchange Online hold, and how that differs from the configuration.
+
+    JSON or CSV of Get-AcceptedDomain and Get-InboundConnector: what is taken, what is left out and why, and the lines
+    for gatepost.toml. Nothing is written.
+    """
+    from pathlib import Path
+
+    from gatepost.admin import import_exchange
+
+    if as_toml and as_json:
+        raise click.UsageError("--toml and --json exclude each other")
+    paths = [Path(item) for item in files]
+    sys.exit(import_exchange.run(_path(config), paths, organization, as_toml=as_toml, as_json=as_json))
 
 
 @main.command(

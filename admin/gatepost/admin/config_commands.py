@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Optional, Union
 
@@ -22,18 +23,23 @@ from gatepost.admin.configuration import (
     problems_reported,
     secret_missing,
 )
-from gatepost.relay import Organization
-from gatepost.service.config import Config, OrganizationConfig, load, read
+from gatepost.relay import AcceptedDomain, Connector, Organization
+from gatepost.service import ambiguity, certificates, exports
+from gatepost.service.config import Config, load, read
+from gatepost.service.organizations import OrganizationConfig
 from gatepost.service.reversal import day
 from gatepost.service.secret import iso_day, read_secret
 from gatepost.service.srs_config import COMPACT, without_password
 from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
+from gatepost.service.upstream import UpstreamConfig
 
 Value = Union[str, bool, int, datetime, tuple[str, ...]]
 Given = Mapping[str, object]
 
 _SAFE_OCTETS = 16
+_LINES = 40
+"""So many lines on exports are printed."""
 
 
 def init(path: Optional[Path]) -> None:
@@ -63,8 +69,11 @@ def check(path: Path) -> None:
         if not config.organizations:
             notes.append("no organization is declared, so nothing is refused and nothing is rewritten")
         secret, warnings = _secret(config)
+        clients = certificates.read(config.relay.certificate_folder)
     notes += warnings
+    notes += map(printable, clients.warnings)
     notes += _store(config)
+    notes += ambiguity.findings(config.organizations, config.settings)
     organizations = config.organizations.values()
     counts = ", ".join(
         (
@@ -77,9 +86,23 @@ def check(path: Path) -> None:
     for name, settings in config.settings.items():
         if settings.enforce_from:
             click.echo(printable(f"{name}: mode enforce from {in_words(settings.enforce_from)} on"))
+    lines = list(_exported(config))
+    for line in lines[:_LINES]:
+        click.echo(printable(line))
+    if len(lines) > _LINES:
+        click.echo(f"and {len(lines) - _LINES} more lines on exports; of one: gatepost import exchange FILE")
+    if len(clients):
+        click.echo(f"{config.relay.certificate_folder}: {_count(len(clients), 'certificate')}")
     for note in notes:
         click.echo(f"warning: {note}")
     click.echo(secret)
+
+
+def _exported(config: Config) -> Iterator[str]:
+    """Yield what exchange_export gives, and what is left out."""
+    for name, settings in config.settings.items():
+        records = settings.exchange_export.records
+        yield from (f"{name}: {line}" for line in (*exports.taken(records), *exports.left_out(records)))
 
 
 def _secret(config: Config) -> tuple[str, list[str]]:
@@ -152,10 +175,12 @@ def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
             "requirements": relay.requirements.value,
             "mode": relay.mode.value,
             **({"enforce_from": relay.enforce_from} if relay.enforce_from else {}),
+            "action": relay.action.value,
             "enforced_by": relay.enforced_by,
             "local_domains": relay.local_domains,
             "subdomains_relay": relay.subdomains_relay,
             "exempt": relay.exempt,
+            "certificate_folder": str(relay.certificate_folder),
         },
         "srs": {
             "secret_file": str(srs.secret_file),
@@ -187,6 +212,7 @@ def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
             "workers": policyd.workers,
         },
         "egress": {"transport": egress.transport, "daemon_name": egress.daemon_name} if egress else None,
+        "upstream": _upstream(config.upstream),
         "metrics": {"listen": config.metrics.host_and_port if config.metrics else ""},
         "ledger": {
             "days": ledger.days,
@@ -196,7 +222,24 @@ def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
             "spool_megabytes": ledger.spool_bytes >> 20,
         },
         "store": {"url": without_password(config.store_url)},
-        "dns": {"nameservers": tuple(item.host_and_port for item in config.nameservers)},
+        "dns": {
+            "nameservers": tuple(item.host_and_port for item in config.nameservers),
+            "fcrdns": config.fcrdns,
+        },
+    }
+
+
+def _upstream(upstream: Optional[UpstreamConfig]) -> Optional[dict[str, Value]]:
+    if upstream is None:
+        return None
+    connector, name = upstream.connector, upstream.connector.tls_sender_certificate_name
+    return {
+        "organization": upstream.organization,
+        "sender_ip_addresses": tuple(map(str, connector.sender_ip_addresses)),
+        **({"tls_sender_certificate_name": name} if name else {}),
+        "certificate_names": upstream.certificate_names,
+        "associated_accepted_domains": connector.associated_accepted_domains,
+        "refuse": upstream.refuse,
     }
 
 
@@ -209,37 +252,63 @@ def _organization(organization: Organization, settings: OrganizationConfig, give
     values: dict[str, Value] = {"name": organization.name, "mode": settings.mode.value}
     if settings.enforce_from:
         values["enforce_from"] = settings.enforce_from
+    values["action"] = settings.action.value
     values["notify_addresses"] = settings.notify_addresses
     if settings.srs_domain:
         values["srs_domain"] = settings.srs_domain
+    values["exchange_export"] = tuple(str(path.absolute()) for path in settings.exchange_export.paths)
     yield from _keys(values, given)
-    for accepted, entry in zip(organization.accepted_domains, _tables(given, "accepted_domain")):
-        yield from ("", "[[organization.accepted_domain]]")
-        values = {
-            "domain": accepted.domain,
-            "default": accepted.default,
-            "type": accepted.type.value,
-            "match_subdomains": accepted.match_subdomains,
-        }
+    files = exports.files_of(settings.exchange_export.records)
+    domains, connectors = _tables(given, "accepted_domain"), _tables(given, "connector")
+    for accepted, entry in zip_longest(organization.accepted_domains, domains):
+        yield ""
+        file = files.get((False, accepted.domain), "")
+        values = domain_values(accepted)
         if accepted.domain in settings.srs_domains:
             values["srs_domain"] = settings.srs_domains[accepted.domain]
-        yield from _keys(values, entry)
-    for connector, entry in zip(organization.connectors, _tables(given, "connector")):
-        yield from ("", "[[organization.connector]]")
-        values = {"name": connector.name, "sender_ip_addresses": tuple(map(str, connector.sender_ip_addresses))}
-        if connector.tls_sender_certificate_name:
-            values["tls_sender_certificate_name"] = connector.tls_sender_certificate_name
-        values["enabled"] = connector.enabled
-        values["associated_accepted_domains"] = connector.associated_accepted_domains
-        yield from _keys(values, entry)
+        lines = ["[[organization.accepted_domain]]", *_keys(values, entry or {}, file or "default")]
+        yield from lines if entry is not None else map(_commented, lines)
+    for connector, entry in zip_longest(organization.connectors, connectors):
+        yield ""
+        file = files.get((True, connector.name), "")
+        lines = ["[[organization.connector]]", *_keys(connector_values(connector), entry or {}, file or "default")]
+        yield from lines if entry is not None else map(_commented, lines)
 
 
-def _keys(values: Mapping[str, Value], given: Given) -> Iterator[str]:
+def domain_values(accepted: AcceptedDomain) -> dict[str, Value]:
+    """Return an accepted domain by the keys of its table."""
+    return {
+        "domain": accepted.domain,
+        "default": accepted.default,
+        "type": accepted.type.value,
+        "match_subdomains": accepted.match_subdomains,
+    }
+
+
+def connector_values(connector: Connector) -> dict[str, Value]:
+    """Return a connector by the keys of its table."""
+    name = connector.tls_sender_certificate_name
+    return {
+        "name": connector.name,
+        "sender_ip_addresses": tuple(map(str, connector.sender_ip_addresses)),
+        **({"tls_sender_certificate_name": name} if name else {}),
+        "enabled": connector.enabled,
+        "associated_accepted_domains": connector.associated_accepted_domains,
+    }
+
+
+def _commented(line: str) -> str:
+    return f"#{line}"
+
+
+def _keys(values: Mapping[str, Value], given: Given, source: str = "default") -> Iterator[str]:
+    """Yield a line for each key; those that are not in the configuration file say what they come from."""
     for name, value in values.items():
-        yield f"{name} = {_toml(value)}" + ("" if name in given else "  # default")
+        yield f"{name} = {toml(value)}" + ("" if name in given else printable(f"  # {source}"))
 
 
-def _toml(value: Value) -> str:
+def toml(value: Value) -> str:
+    """Return *value* as TOML has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -248,7 +317,7 @@ def _toml(value: Value) -> str:
         return value.isoformat()
     if isinstance(value, str):
         return '"' + "".join(map(_escaped, value)) + '"'
-    return f"[{', '.join(map(_toml, value))}]"
+    return f"[{', '.join(map(toml, value))}]"
 
 
 def _escaped(character: str) -> str:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Optional
+from typing import NoReturn, Optional
 
 import click
 
 from gatepost.relay import RuleSet
+from gatepost.service import certificates
 from gatepost.service.config import Config, load
 from gatepost.service.secret import read_keys
 from gatepost.service.snapshot import Snapshot, build
@@ -39,6 +40,12 @@ def problems_reported() -> Iterator[None]:
 def complain(text: str) -> None:
     """Print one line to standard error; what could act on a terminal is replaced."""
     click.echo(printable(text), err=True)
+
+
+def unreadable(file: str, error: OSError) -> NoReturn:
+    """End the command: an input file cannot be read."""
+    complain(f"{file}: {error.strerror or error}")
+    sys.exit(os.EX_NOINPUT)
 
 
 def printable(text: str) -> str:
@@ -64,13 +71,13 @@ def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
     ConfigError.
     """
     config = load(path)
-    file = config.srs.secret_file
+    file, clients = config.srs.secret_file, certificates.read(config.relay.certificate_folder)
     try:
-        return build(config, read_keys(file), time.time()), None
+        return build(config, read_keys(file), time.time(), clients), None
     except ConfigError as error:
         if not secret_missing(error):
             raise
-    return build(config, Keys([b"placeholder"]), time.time()), file
+    return build(config, Keys([b"placeholder"]), time.time(), clients), file
 
 
 def become_owner(config: Config) -> None:

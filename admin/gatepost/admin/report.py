@@ -8,12 +8,19 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Optional
 
 from gatepost.admin.report_model import Group, Job, ReportType, Row, Summary
-from gatepost.service.ledger import PASS, REJECT, REWRITE, Entry
+from gatepost.service.ledger import DEFER, NOT_RELAYED, PASS, QUARANTINE, REJECT, REWRITE, TAG, Entry
 from gatepost.service.report_store import Found
 
 SAMPLES = 5
 _RECENT = 100_000
-_STATUS = {PASS: "Relayed", REWRITE: "Rewritten", REJECT: "Refused"}
+_STATUS = {
+    PASS: "Relayed",
+    REWRITE: "Rewritten",
+    REJECT: "Refused",
+    DEFER: "Deferred",
+    QUARANTINE: "Held",
+    TAG: "Tagged",
+}
 
 
 class Messages:
@@ -63,12 +70,13 @@ def message_cells(report_type: ReportType, found: Found) -> Row:
         "Normal",
         entry.queue_id,
     )
+    added = (entry.reverse_name, entry.fcrdns, entry.upstream)
     if report_type is ReportType.REFUSED:
-        return (*cells, entry.reason, "enforce" if entry.action == REJECT else "monitor")
+        return (*cells, entry.reason, "enforce" if entry.action in NOT_RELAYED else "monitor", *added)
     if report_type is ReportType.REWRITTEN:
         last = "" if found.last_bounce is None else _timestamp(found.last_bounce)
-        return (*cells, entry.rewritten, entry.forwarded_to, found.bounces, last)
-    return cells
+        return (*cells, entry.rewritten, entry.forwarded_to, found.bounces, last, *added)
+    return (*cells, *added)
 
 
 def _status(entry: Entry) -> str:

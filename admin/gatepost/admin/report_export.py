@@ -24,17 +24,20 @@ _begins_after_semicolon = re.compile(r"""(?<=;)(?=[\s"]*[=+\-@＝＋－＠])""")
 
 def rows(database: Database, job: Job) -> Iterator[Row]:
     """Yield the report's rows, cells in the order of job.type.columns. Raises StoreError, as all here do."""
-    return map(json.loads, stored_rows(database, job.job_id))
+    width = len(job.type.columns)
+    for line in stored_rows(database, job.job_id):
+        row = json.loads(line)
+        yield row + [""] * (width - len(row))  # kept by a release that knew fewer
 
 
 def write_csv(output: TextIO, job: Job, lines: Iterator[Row]) -> None:
     """Write CSV (RFC 4180) with a header; *output* must leave line ends as they are."""
     writer = csv.writer(output, quoting=csv.QUOTE_ALL)
     writer.writerow(job.type.columns)
-    writer.writerows([_safe(cell) for cell in row] for row in lines)
+    writer.writerows([safe_cell(cell) for cell in row] for row in lines)
 
 
-def _safe(cell: Cell) -> Cell:
+def safe_cell(cell: Cell) -> Cell:
     """Return a cell that no spreadsheet takes for a formula, also if it splits at ;, without control characters.
 
     Numbers are ours.

@@ -33,6 +33,8 @@ _MESSAGE = (
     "delivery_priority",
     "queue_id",
 )
+_ADDED = ("reverse_name", "fcrdns", "upstream")
+"""Columns of a message that come last, for the rows of reports that an earlier release kept end before them."""
 _DOMAIN = ("date", "organization", "connector_id", "sender_domain", "count", "message_ids")
 
 
@@ -44,7 +46,7 @@ class ReportType(Enum):
     NON_ACCEPTED_DOMAIN = "NonAcceptedDomain"
     """Mail through a connector whose P1 is in no accepted domain, by date, connector and domain."""
     REFUSED = "Refused"
-    """Recipients that were refused, or would have been in mode enforce."""
+    """Recipients that were refused, put off, held or tagged, or would have been in mode enforce."""
     REWRITTEN = "Rewritten"
     """Recipients whose copy left with a P1 that SRS rewrote, and when bounces to that came back."""
 
@@ -52,10 +54,17 @@ class ReportType(Enum):
     def columns(self) -> tuple[str, ...]:
         """The names of a row's cells: those of Exchange Online's reports (exchange-facts, 3) and ours."""
         return {
-            ReportType.P2_SENDER_ATTRIBUTION: _MESSAGE,
+            ReportType.P2_SENDER_ATTRIBUTION: (*_MESSAGE, *_ADDED),
             ReportType.NON_ACCEPTED_DOMAIN: _DOMAIN,
-            ReportType.REFUSED: (*_MESSAGE, "reason", "mode"),
-            ReportType.REWRITTEN: (*_MESSAGE, "rewritten_address", "forwarded_to", "bounces", "last_bounce"),
+            ReportType.REFUSED: (*_MESSAGE, "reason", "mode", *_ADDED),
+            ReportType.REWRITTEN: (
+                *_MESSAGE,
+                "rewritten_address",
+                "forwarded_to",
+                "bounces",
+                "last_bounce",
+                *_ADDED,
+            ),
         }[self]
 
 

@@ -30,7 +30,7 @@ DAY_LABELS = 6
 MEANING = {
     ReportType.P2_SENDER_ATTRIBUTION: "mail that only its P2 would let through",
     ReportType.NON_ACCEPTED_DOMAIN: "mail through a connector whose P1 is in no accepted domain",
-    ReportType.REFUSED: "mail that was refused, or would have been in mode enforce",
+    ReportType.REFUSED: "mail that was refused, put off, held or tagged, or would have been in mode enforce",
     ReportType.REWRITTEN: "mail that left with a P1 that SRS rewrote",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from gatepost.relay import Rules
 from gatepost.service.config import Config, LedgerConfig
 from gatepost.service.database import Database
 from gatepost.service.ledger_store import REFUSED_SHARE, loaded_until
-from gatepost.service.loader import LOADED_NAME, Loader
+from gatepost.service.loader import LOADED_NAME, TURN_S, Loader
 from gatepost.service.report_store import (
     IN_PROGRESS,
     PAGE,
@@ -63,13 +64,13 @@ def open_database(config: Config) -> Database:
     return database
 
 
-def wait_for_ledger(config: Config, until: float, wait_s: float = WAIT_S) -> None:
+def wait_for_ledger(config: Config, until: float, wait_s: float = WAIT_S, load_s: float = math.inf) -> None:
     """Return when this host's records from before *until* (Unix seconds) are in the store.
 
-    Where no daemon does that, it is done here. Raises LedgerLags, StoreError, OSError.
+    Where no daemon does that, it is done here, for about *load_s*. Raises LedgerLags, StoreError, OSError.
     """
     loader = Loader(config)
-    end = time.monotonic() + wait_s
+    end, load_end = time.monotonic() + wait_s, time.monotonic() + load_s
     try:
         while not loader.lock():
             loaded = _loaded(config)
@@ -78,8 +79,9 @@ def wait_for_ledger(config: Config, until: float, wait_s: float = WAIT_S) -> Non
             if time.monotonic() >= end:
                 raise LedgerLags(_lag(config, loaded))
             time.sleep(_POLL_S)
-        while not loader.load():
-            pass
+        while not loader.load(min(TURN_S, load_s)):
+            if time.monotonic() >= load_end:
+                raise LedgerLags(_lag(config, _loaded(config)))
     finally:
         loader.close()
 

@@ -15,7 +15,7 @@ from typing import Optional
 from gatepost.admin.report import Messages, client_of, sender_domain, utc
 from gatepost.admin.report_model import Group, Job, ReportType, Summary
 from gatepost.relay import Client, Mail, Reason, Result, Rules, RuleSet, attribute, domain_of, explain
-from gatepost.service.ledger import REJECT, Entry
+from gatepost.service.ledger import DEFER, NOT_RELAYED, QUARANTINE, REJECT, TAG, Entry
 from gatepost.service.report_store import Found
 
 GROUPS = 50
@@ -42,6 +42,7 @@ _SRS_REMEDIES = {
 _WAY_IN_UNKNOWN = (
     "P1 is in no accepted domain, so SRS rewrote it. Only the egress hop saw this mail; how it came in is not known."
 )
+_DONE = {REJECT: "refused", DEFER: "put off", QUARANTINE: "held", TAG: "tagged"}
 _BY_NOW = "Relayed by the configuration in force; nothing has to be changed any more."
 
 
@@ -102,6 +103,7 @@ class Summarizer:
         self.bounced = Tally()
         self._groups: dict[tuple[str, ...], _Collected] = {}
         self.messages = self.recipients = self.would_refuse = self.by_p2 = self.p2_unseen = 0
+        self.done = dict.fromkeys(_DONE, 0)
 
     def add(self, found: Found) -> None:
         """Count *found*, an entry of the report."""
@@ -118,7 +120,9 @@ class Summarizer:
             return
         self.messages += 1
         group.messages += 1
-        self.would_refuse += entry.action != REJECT
+        self.would_refuse += entry.action not in NOT_RELAYED
+        if entry.action in self.done:
+            self.done[entry.action] += 1
         self.by_p2 += entry.verdict_current == "refuse" and entry.verdict_legacy == "relay"
         self._days.add(utc(entry.time).date().isoformat())
         self.clients.add(client_of(entry))
@@ -256,13 +260,15 @@ def _unseen(messages: int) -> str:
 def _refused(counted: Summarizer) -> str:
     one = counted.messages == 1
     were = "was" if one else "were"
-    refused = counted.messages - counted.would_refuse
-    if not counted.would_refuse:
-        text = f"{were} refused."
-    elif not refused:
+    done = [f"{count:,} {_DONE[action]}" for action, count in counted.done.items() if count]
+    if not done:
         text = f"{were} let through, and would have been refused in mode enforce."
+    elif counted.would_refuse:
+        text = f"break the rules: {', '.join(done)}, {counted.would_refuse:,} let through in mode monitor."
+    elif len(done) == 1:
+        text = f"{were} {done[0].partition(' ')[2]}."
     else:
-        text = f"break the rules: {refused:,} refused, {counted.would_refuse:,} let through in mode monitor."
+        text = f"break the rules: {', '.join(done)}."
     if counted.by_p2:
         text += f" {'It' if one else f'{counted.by_p2:,} of them'} relied on the From address (P2) alone."
     return text

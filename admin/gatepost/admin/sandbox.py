@@ -448,6 +448,10 @@ class Postfix:
         """Try all deferred mail again (`postqueue -f`); returns before that has happened."""
         self._checked("postqueue", "-f")
 
+    def release(self, queue_id: str) -> None:
+        """Let a message that is held go on (`postsuper -H`)."""
+        self._checked("postsuper", "-H", queue_id)
+
     def wait_until_idle(self, timeout_s: float = 20) -> None:
         """Return when no mail is left but what is deferred or held. Raises SandboxError."""
         deadline = time.monotonic() + timeout_s

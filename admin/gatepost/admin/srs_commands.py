@@ -105,12 +105,14 @@ def _note(snapshot: Snapshot, forwarder: Optional[Address], organization: Option
 
 
 def left_out(snapshot: Snapshot, domain: Optional[str]) -> str:
-    """Return by which key of [srs] the lists keep senders in *domain*, in normal form, from being rewritten."""
+    """Return why senders in *domain*, in normal form, are not rewritten: by which key of [srs], as a rule."""
     srs = snapshot.config.srs
     if domain and Patterns(srs.exclude[: srs.exclude_listed]).match(domain):
         return f"{domain} is in srs.exclude"
     if domain and snapshot.exclude.match(domain):
         return f"{domain} is in srs.exclude_file"
+    if snapshot.include is None or (domain and snapshot.include.match(domain)):
+        return "no SRS address can hold it, so Exchange Online is to rewrite it"
     given = {"srs.include": bool(srs.include_listed), "srs.include_file": srs.include_file is not None}
     return f"{domain or 'the domain'} is not in {' or '.join(key for key, is_given in given.items() if is_given)}"
 

@@ -23,6 +23,7 @@ from postgresql import PostgreSQL, needs_postgresql
 from smalldisk import fill
 
 from gatepost.service.loader import LOCK_NAME
+from gatepost.service.schema import VERSION
 
 PASSED = Outcome(rcpt=["continue"], eoh="continue", eom="continue")
 PUT_OFF = "451 4.3.0"
@@ -361,7 +362,7 @@ def test_store_of_version_1_is_migrated_by_processes_that_start_at_once(
             gatepost.wait_for_log(" ready$")
             assert send(gatepost, 5) == [PASSED] * 5
     assert [complaints(gatepost) for gatepost in both] == [[], []]
-    assert query(sqlite_url, "SELECT version FROM gatepost_schema") == ["2"]
+    assert query(sqlite_url, "SELECT version FROM gatepost_schema") == [str(VERSION)]
     assert query(sqlite_url, "SELECT * FROM srs_token") == ["abcdefgh|bob@fabrikam.com|99999"]
     assert query(sqlite_url, "SELECT count(*) FROM ledger") == ["10"]
 

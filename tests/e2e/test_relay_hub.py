@@ -111,7 +111,7 @@ def test_reference_of_a_refusal_is_in_the_log_beside_its_reason(hub: Stage) -> N
     reference = reply.text[-11:-1]
     hub.wait_for_log(
         r"NOQUEUE: action=reject, from=<bob@fabrikam\.com>, to=<x@example\.com>, client=192\.0\.2\.5, "
-        rf"organization=contoso, reason=nothing-accepted, reference={reference}$"
+        rf"helo=<app\.contoso\.com>, organization=contoso, reason=nothing-accepted, reference={reference}$"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The databases and disks that several test files use."""
+"""The databases and disks that several test files use, and what holds for all properties."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from postgresql import PostgreSQL, needs_postgresql
 from smalldisk import mounted
+
+settings.register_profile("gatepost", deadline=None)  # no test is timed
+settings.load_profile("gatepost")
 
 
 @pytest.fixture(scope="session")

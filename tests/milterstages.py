@@ -80,6 +80,7 @@ class Mta:
             reply = session.rcpt(rcpt, [])
             if reply:
                 return reply
+        self.macros.setdefault("i", "4CgSNs5Q9s")  # an MTA has one from the first recipient on
         return session.data() or self.content(session, headers)
 
     def content(self, session: Session, headers: Sequence[tuple[str, str]]) -> Optional[Reply]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from gatepost.admin.authority import Authority
 from gatepost.admin.command import main
+from gatepost.admin.configuration import resign_ownership
 from gatepost.service.config import Config, load
 from gatepost.service.exports import ExchangeExport
 from gatepost.service.organizations import Mode
@@ -132,6 +135,22 @@ def test_a_right_configuration_is_summed_up(file: Path) -> None:
     assert result.exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("day", "expected"), [("2020-01-01", "in force since 1 January 2020"), ("9000-01-01", "from 1 January 9000")]
+)
+def test_a_switch_is_called_past_once_it_has_come(file: Path, day: str, expected: str) -> None:
+    file.write_text(f"{file.read_text()}[relay]\nenforce_from = {day}\n")
+    assert f"\ncontoso: mode enforce {expected}, 00:00 UTC" in config(file, "check").output
+
+
+def test_modes_that_a_switch_has_overtaken_are_marked(file: Path) -> None:
+    file.write_text(f"{file.read_text()}[relay]\nmode = 'monitor'\nenforce_from = 2020-01-01\n")
+    lines = config(file, "show").output.splitlines()
+    assert lines.count('mode = "monitor"  # enforce_from has come: enforce') == 2
+    file.write_text(file.read_text().replace("2020", "9000"))
+    assert "has come" not in config(file, "show").output
+
+
 def test_a_key_that_can_be_guessed_is_warned_of(file: Path) -> None:
     secret = file.parent / "srs.secret"
     secret.write_text("fifteen octets.\nsixteen octets..\n")
@@ -160,6 +179,30 @@ def test_check_counts_the_certificates_and_warns_of_files_that_are_none(file: Pa
     lines = config(file, "check").output.splitlines()
     assert f"{folder}: 1 certificate" in lines
     assert f"warning: {folder}/note.pem: holds no certificate, neither PEM nor DER" in lines
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_check_by_root_warns_of_a_certificate_that_the_daemons_user_may_not_read(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's folder is closed to others
+        place = Path(name)
+        place.chmod(0o755)
+        state, folder = place / "state", place / "certificates"
+        state.mkdir()
+        os.chown(state, 54321, 54321)
+        folder.mkdir()
+        for stem, mode in (("crm", 0o640), ("files", 0o644)):
+            issued = Authority(place / "tls").issue(f"{stem}.contoso.com")
+            (folder / f"{stem}.pem").write_bytes(issued.certificate.read_bytes())
+            (folder / f"{stem}.pem").chmod(mode)
+        path = place / "gatepost.toml"
+        path.write_text(f'state_directory = "{state}"\n[srs]\nsecret_file = "{place}/srs.secret"\n')
+        path.with_name("srs.secret").write_text("0123456789abcdef\n")
+        path.with_name("srs.secret").chmod(0o600)
+        try:
+            lines = [line for line in config(path, "check").output.splitlines() if "may not read" in line]
+        finally:
+            resign_ownership()  # the command asks the store as the daemons' user, and ends so
+    assert lines == [f"warning: {folder}/crm.pem: the user of the daemons (54321) may not read it"]
 
 
 def test_a_store_that_nothing_needs_is_not_asked(file: Path) -> None:
@@ -343,12 +386,13 @@ MANUAL = Path(__file__).parent.parent / "packaging/man/gatepost.toml.5"
 
 
 def test_every_key_is_in_the_manual_and_in_the_configuration_to_start_from(file: Path) -> None:
+    (file.parent / "domains").touch()
     file.write_text(
         'organization = [{name = "a", enforce_from = 2030-01-01, srs_domain = "srs.a.example", '
         'accepted_domain = [{domain = "a.example"}], '
         'connector = [{name = "c", tls_sender_certificate_name = "a.example"}]}]\n[egress]\n'
         '[upstream]\ntls_sender_certificate_name = "a.example"\n'
-        '[srs]\nexclude_file = "/dev/null"\ninclude_file = "/dev/null"\n'
+        '[srs]\nexclude_file = "domains"\ninclude_file = "domains"\n'
     )
     keys = set(re.findall(r"^(\w+) = ", config(file, "show").output, flags=re.MULTILINE))
     manual = re.findall(r"^\.It Cm (\w+)", MANUAL.read_text(), flags=re.MULTILINE)

@@ -114,6 +114,10 @@ def test_everything_is_said_of_files_that_make_a_new_organization(desk: Desk) ->
         "relay",
         "Nothing of it is in /etc/gatepost.toml yet.",
         "",
+        "A connector here is for hosts that send to this one. Where this one sends on to Exchange Online, the",
+        "connector for it there goes into [upstream]: take the file of the accepted domains alone, and declare",
+        "your hosts with [[organization.connector]].",
+        "",
         "In /etc/gatepost.toml, with the files beside it (they are loaded by themselves when they change):",
         "",
         "    [[organization]]",
@@ -192,6 +196,47 @@ def test_one_file_of_two_leaves_the_other_one_in_force(desk: Desk) -> None:
     assert desk.lines(file)[-1] == '    exchange_export = ["domains.json", "connectors.json"]'
 
 
+def test_tables_by_hand_that_the_files_take_the_place_of_are_named(desk: Desk) -> None:
+    lines = desk.lines(configuration=BY_HAND)
+    start = lines.index("Take these out of /etc/gatepost.toml, or they go on to count beside the files:")
+    assert lines[start + 1 : start + 5] == [
+        "  [[organization.accepted_domain]] contoso.com (but its srs_domain)",
+        "  [[organization.accepted_domain]] gone.example",
+        '  [[organization.connector]] "office"',
+        "",
+    ]
+
+
+def test_connectors_by_hand_are_to_stay_where_the_exported_ones_are_this_hosts_own(desk: Desk) -> None:
+    by_hand = BY_HAND.replace("gone.example", "srs.contoso.com").replace(
+        "enforce", 'monitor"\nsrs_domain = "srs.contoso.com'
+    )
+    upstream = '[upstream]\nsender_ip_addresses = "192.0.2.0/28"\n'
+    lines = desk.lines(str(desk.fresh / "connectors.json"), configuration=by_hand + upstream)
+    assert "      note: this host's own, as [upstream] has it: it lets none of your clients relay" in lines
+    assert not [line for line in lines if line.startswith("Take these out")]
+
+
+def test_disabled_connector_that_comes_or_goes_has_no_effect(desk: Desk) -> None:
+    desk.put(desk.etc, connectors=[OFFICE, {**CRM, "Enabled": False}])
+    desk.put(desk.fresh, connectors=[OFFICE, {**CRM, "Name": "crm 2", "Enabled": False}])
+    assert desk.differences() == [
+        'removed connector "crm" (tls_sender_certificate_name = "*.contoso.com"): disabled, so no effect',
+        'added connector "crm 2" (tls_sender_certificate_name = "*.contoso.com"): disabled, so no effect',
+    ]
+
+
+def test_connector_that_is_this_hosts_own_is_noted(desk: Desk) -> None:
+    upstream = '[[organization.accepted_domain]]\ndomain = "srs.contoso.com"\n[upstream]\nsender_ip_addresses = '
+    exported = EXPORTED.replace("exchange_export", 'srs_domain = "srs.contoso.com"\nexchange_export')
+    lines = desk.lines(configuration=f'{exported}{upstream}"192.0.2.0/28"\n')
+    taken = lines.index('    taken connector "office" (last changed 2026-07-23)')
+    assert lines[taken + 1] == "      note: this host's own, as [upstream] has it: it lets none of your clients relay"
+    advice = "your hosts with [[organization.connector]]."
+    assert advice in lines
+    assert advice not in desk.lines(configuration=f'{exported}{upstream}"198.51.100.1"\n')
+
+
 def test_connectors_alone_leave_domains_by_hand_as_they_are(desk: Desk) -> None:
     assert [
         line.partition(" (")[0] for line in desk.differences(str(desk.fresh / "connectors.json"), configuration=BY_HAND)
@@ -217,6 +262,22 @@ def test_export_that_breaks_the_configuration_in_force_can_be_replaced(desk: Des
     )
     assert "Nothing of it" not in desk.out
     assert desk.out.splitlines()[-1] == '    exchange_export = ["connectors.json", "domains.json"]'
+
+
+def test_file_that_takes_the_place_of_one_with_both_kinds_must_have_both(desk: Desk) -> None:
+    (desk.etc / "both.json").write_text(json.dumps([*DOMAINS, OFFICE]))
+    both = '[[organization]]\nname = "contoso"\nexchange_export = ["both.json"]\n'
+    assert desk.run(str(desk.fresh / "connectors.json"), configuration=both) == os.EX_CONFIG
+    assert desk.err == (
+        f"{desk.etc}/both.json has accepted domains too, and they would be lost: name a new export of these as well\n"
+    )
+    assert desk.differences(configuration=both) != []
+
+
+def test_only_domain_is_the_default_whether_that_is_written_or_not(desk: Desk) -> None:
+    desk.put(desk.fresh, DOMAINS[:1], [OFFICE])
+    table = '[[organization]]\nname = "contoso"\n[[organization.accepted_domain]]\ndomain = "contoso.com"\n'
+    assert desk.differences(str(desk.fresh / "domains.json"), configuration=table) == []
 
 
 # Other output
@@ -262,6 +323,12 @@ def test_json_has_records_differences_and_lines(desk: Desk) -> None:
         "keys": {"enabled": {"before": True, "after": False}},
     }
     assert document["toml"].splitlines()[1] == 'name = "contoso"'
+
+
+def test_json_has_half_a_surrogate_pair_escaped(desk: Desk) -> None:
+    desk.put(desk.fresh, [{**DOMAINS[0], "\ud800": 1}])
+    assert desk.run("--json") == os.EX_OK
+    assert json.loads(desk.out)["ignored_fields"][f"{desk.fresh}/domains.json"] == ["AddressBookEnabled", "\ud800"]
 
 
 # Exit statuses

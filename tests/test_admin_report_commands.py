@@ -651,6 +651,13 @@ def test_what_was_refused_anyway_the_switch_does_not_change(gatepost: Gatepost) 
     assert gatepost.calls() == []
 
 
+def test_nobody_is_called_not_affected_by_a_switch_where_the_ledger_is_empty(gatepost: Gatepost) -> None:
+    gatepost.configure(*switching(fabrikam=LATER))
+    result = gatepost.report("notify")
+    assert result.stderr == "contoso: The ledger has no mail of that time, so nothing can be said of it.\n"
+    assert (result.exit_code, result.stdout) == (os.EX_TEMPFAIL, "")
+
+
 def test_the_mail_goes_to_a_labels(gatepost: Gatepost) -> None:
     gatepost.configure(*switching(more='notify_addresses = ["IT@Bücher.example"]'))
     gatepost.recorded(entry("A", RECENT))

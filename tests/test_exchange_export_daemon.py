@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,3 +96,57 @@ def test_export_that_cannot_be_read_leaves_the_old_one_in_force_until_it_is_mend
     put(gatepost.folder / "connectors.json", connectors("192.0.2.0/29"))
     gatepost.wait_for_log("configuration reloaded$", after=mark)
     assert relays(gatepost)
+
+
+def test_start_says_what_is_taken_and_what_is_left_out(tmp_path: Path) -> None:
+    put(tmp_path / "domains.json", domains("contoso.com"))
+    put(tmp_path / "connectors.json", f"[{connectors('192.0.2.0/28')}]".replace("OnPremises", "Partner"))
+    with Gatepost(tmp_path, organizations=EXPORTED) as process:
+        found = [line for line in process.log if "contoso: " in line]
+    assert found == [
+        "contoso: domains.json: taken: 1 accepted domain",
+        "contoso: connectors.json: taken: nothing",
+        'contoso: connectors.json: left out connector "office": its ConnectorType is Partner: only connectors of type '
+        "OnPremises let mail relay",
+        "warning: contoso: its exports have no connector to take, so nothing meets condition 2 for it: whatever its "
+        "hosts send to outside is refused. Enable one, or declare [[organization.connector]] with the hosts' addresses "
+        "or certificate name",
+    ]
+
+
+def test_export_that_has_lost_its_connectors_is_loaded_with_a_warning(gatepost: Gatepost) -> None:
+    mark = gatepost.mark()
+    put(gatepost.folder / "connectors.json", "[]")
+    gatepost.wait_for_log("contoso: connectors.json: taken: nothing$", after=mark)
+    gatepost.wait_for_log("warning: contoso: its exports have no connector to take, ", after=mark)
+    assert not relays(gatepost)
+
+
+def test_reload_says_nothing_of_exports_that_have_not_changed(gatepost: Gatepost) -> None:
+    mark = gatepost.mark()
+    gatepost.signal(signal.SIGHUP)
+    gatepost.wait_for_log("configuration reloaded$", after=mark)
+    mark = gatepost.mark()
+    put(gatepost.folder / "connectors.json", connectors("198.51.100.7"))
+    gatepost.wait_for_log("contoso: connectors.json: taken: 1 connector$", after=mark)
+    assert not [line for line in gatepost.log[:mark] if ": taken: " in line][2:]
+
+
+def test_pipe_in_the_place_of_an_export_leaves_the_old_one_in_force(gatepost: Gatepost) -> None:
+    mark = gatepost.mark()
+    (gatepost.folder / "connectors.json").unlink()
+    os.mkfifo(gatepost.folder / "connectors.json")
+    gatepost.wait_for_log("connectors.json: cannot be read: is no regular file$", after=mark)
+    assert relays(gatepost)
+
+
+def test_certificate_folder_that_cannot_be_read_leaves_the_old_certificates_in_force(tmp_path: Path) -> None:
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    (folder / "note.pem").touch()
+    with Gatepost(tmp_path) as process:
+        mark = process.mark()
+        folder.rename(tmp_path / "away")
+        folder.symlink_to("certificates")
+        process.wait_for_log("error: .*/certificates: cannot be read: Too many levels of symbolic links$", after=mark)
+        process.wait_for_log("configuration not reloaded, the one loaded before stays in force$", after=mark)

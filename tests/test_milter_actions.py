@@ -18,6 +18,7 @@ from gatepost.service.replies import Reply
 MIXED = Reply(452, "4.5.3", "Inside and outside recipients need a message each, please try again")
 FAULT = Reply(451, "4.3.0", "gatepost: internal error, please try again later")
 OFFICE = "192.0.2.5"
+QUEUE_ID = "4CgSNs5Q9s"
 FOREIGN, OWN = "<app@vendor.example>", "<app@contoso.com>"
 FABRIKAM = """
 [[organization]]
@@ -29,7 +30,9 @@ domain = "fabrikam.com"
 
 
 def acting(folder: Path, action: str, more: str = "", organization: str = CONTOSO) -> Mta:
-    return Mta(folder, f'{ENFORCE}action = "{action}"\n{more}' + organization)
+    mta = Mta(folder, f'{ENFORCE}action = "{action}"\n{more}' + organization)
+    mta.macros["i"] = QUEUE_ID
+    return mta
 
 
 def records(mta: Mta) -> list[tuple[str, str, str, bool]]:
@@ -46,7 +49,7 @@ def test_tempfail_answers_451_with_the_reference_that_is_logged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mta = acting(tmp_path, "tempfail")
-    session = mta.connected(OFFICE)
+    session = mta.connected(OFFICE, macros={"i": ""})
     session.mail(FOREIGN)
     reply = session.rcpt(OUTSIDE, [])
     assert reply
@@ -78,6 +81,22 @@ def test_under_legacy_tempfail_falls_at_the_end_of_the_headers(tmp_path: Path) -
     assert [item[2] for item in records(mta)] == ["defer", "defer"]
 
 
+def test_mail_from_sendmail_that_tempfail_would_keep_in_maildrop_for_ever_is_refused_at_its_end(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "tempfail", "exempt = []\n")
+    reply = mta.message(mta.connected("127.0.0.1", 0), FOREIGN)
+    assert reply
+    assert (reply.code, reply.status) == (550, "5.7.64")
+    assert {item[2] for item in records(mta)} == {"reject"}
+
+
+def test_under_legacy_mail_from_sendmail_is_refused_and_not_put_off_either(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "tempfail", 'requirements = "legacy"\nexempt = []\n')
+    reply = mta.message(mta.connected("127.0.0.1", 0), FOREIGN)
+    assert reply
+    assert (reply.code, reply.status) == (550, "5.7.64")
+    assert {item[2] for item in records(mta)} == {"reject"}
+
+
 # quarantine
 
 
@@ -85,7 +104,6 @@ def test_quarantine_holds_the_message_with_its_reason_and_rewrites_p1_as_of_rela
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mta = acting(tmp_path, "quarantine")
-    mta.macros["i"] = "4CgSNs5Q9s"
     assert mta.message(mta.connected(OFFICE), FOREIGN) is None
     assert len(mta.held) == 1
     found = re.fullmatch(r"gatepost: nothing-accepted \[([A-Z2-7]{10})\]", mta.held[0])
@@ -223,6 +241,81 @@ def test_on_the_egress_hop_our_own_header_stays(tmp_path: Path) -> None:
     assert mta.headers == []
 
 
+@pytest.mark.parametrize(("count", "refused"), [(20, False), (21, True)])
+def test_message_with_too_many_such_headers_to_remove_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], count: int, *, refused: bool
+) -> None:
+    mta = acting(tmp_path, "tag")
+    reply = mta.message(mta.connected(OFFICE), OWN, [OUTSIDE, INSIDE], FORGED[:1] * count)
+    assert reply == (Reply(550, "5.6.0", "Too many X-Gatepost-Relay headers") if refused else None)
+    assert len(mta.headers) == (0 if refused else count)
+    assert {item[2] for item in records(mta)} == {"reject" if refused else "pass"}
+    if refused:
+        assert lines(capfd) == [
+            "4CgSNs5Q9s: action=reject, from=<app@contoso.com>, nrcpt=2, client=192.0.2.5, organization=contoso, "
+            "reason=too-many-tags"
+        ]
+        assert mta.count(MESSAGES, "milter", "reject") == 1
+
+
+# Where the end of a message never comes (smtpd_proxy_filter), which has no queue ID then
+
+
+@pytest.mark.parametrize("action", ["quarantine", "tag"])
+def test_message_without_a_queue_id_is_refused_at_data(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], action: str
+) -> None:
+    mta = acting(tmp_path, action)
+    session = mta.connected(OFFICE, macros={"i": ""})
+    session.mail(FOREIGN)
+    assert [session.rcpt(OUTSIDE, []), session.rcpt("<y@gmail.example>", [])] == [None, None]
+    reply = session.data()
+    assert reply
+    found = re.fullmatch(r"TenantAttribution; Relay Access Denied \[([A-Z2-7]{10})\]", reply.text)
+    assert (reply.code, reply.status) == (550, "5.7.64")
+    assert found
+    assert lines(capfd)[0] == (
+        "NOQUEUE: action=reject, from=<app@vendor.example>, to=<x@gmail.example>, client=192.0.2.5, "
+        f"organization=contoso, reason=nothing-accepted, reference={found[1]}"
+    )
+    assert [item[:3] for item in records(mta)] == [
+        ("x@gmail.example", "refuse", "reject"),
+        ("y@gmail.example", "refuse", "reject"),
+    ]
+
+
+def test_message_that_only_its_end_would_mend_is_refused_at_data_without_a_queue_id(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite")
+    reply = mta.message(mta.connected(OFFICE, macros={"i": ""}), FOREIGN)
+    assert reply
+    assert (reply.code, reply.status) == (550, "5.7.64")
+
+
+def test_message_that_the_egress_hop_mends_needs_no_queue_id(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite", EGRESS)
+    assert mta.message(mta.connected(OFFICE, macros={"i": ""}), FOREIGN) is None
+
+
+@pytest.mark.parametrize(("reverse_path", "rcpt"), [(OWN, OUTSIDE), (FOREIGN, INSIDE)])
+def test_what_the_rule_lets_pass_needs_no_queue_id(tmp_path: Path, reverse_path: str, rcpt: str) -> None:
+    mta = acting(tmp_path, "quarantine")
+    assert mta.message(mta.connected(OFFICE, macros={"i": ""}), reverse_path, [rcpt]) is None
+
+
+def test_under_legacy_what_the_header_from_must_decide_is_put_off_without_a_queue_id(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mta = acting(tmp_path, "reject", 'requirements = "legacy"\n')
+    session = mta.connected(OFFICE, macros={"i": ""})
+    session.mail(FOREIGN)
+    assert session.rcpt(OUTSIDE, []) is None
+    assert session.data() == FAULT
+    assert lines(capfd) == [
+        'error: a message of <app@vendor.example> is put off: requirements = "legacy" needs its headers, and behind '
+        "smtpd_proxy_filter milters get none"
+    ]
+
+
 # Whose action
 
 
@@ -257,3 +350,82 @@ def test_mail_of_no_organization_has_the_general_one(tmp_path: Path) -> None:
     reply = session.rcpt(OUTSIDE, [])
     assert reply
     assert reply.code == 550
+
+
+# rewrite
+
+
+def test_rewrite_relays_a_foreign_p1_of_a_connectors_host_with_an_srs_sender(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite")
+    assert mta.message(mta.connected(OFFICE), FOREIGN) is None
+    assert mta.unhashed == ["bounces+SRS=HASH=G3=vendor.example=app@contoso.com"]
+    assert records(mta) == [("x@gmail.example", "refuse", "mend", True)]
+
+
+@pytest.mark.parametrize(("client", "reverse_path"), [("203.0.113.9", FOREIGN), ("203.0.113.9", OWN), (OFFICE, "<>")])
+def test_rewrite_rejects_what_no_sender_would_help(tmp_path: Path, client: str, reverse_path: str) -> None:
+    mta = acting(tmp_path, "rewrite")
+    reply = mta.message(mta.connected(client), reverse_path)
+    assert reply
+    assert reply.code == 550
+
+
+def test_rewrite_rejects_a_sender_that_the_lists_keep_from_being_rewritten(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite", '[srs]\nexclude = ["vendor.example"]\n')
+    reply = mta.message(mta.connected(OFFICE), FOREIGN)
+    assert reply
+    assert reply.code == 550
+
+
+def test_rewrite_rejects_from_a_connector_that_is_for_other_domains_r11(tmp_path: Path) -> None:
+    limited = """
+[[organization]]
+name = "contoso"
+accepted_domain = [{domain = "contoso.com", default = true}, {domain = "contoso.net"}]
+[[organization.connector]]
+name = "office"
+sender_ip_addresses = ["192.0.2.0/28"]
+associated_accepted_domains = ["contoso.net"]
+"""
+    mta = acting(tmp_path, "rewrite", organization=limited)
+    reply = mta.message(mta.connected(OFFICE), FOREIGN)
+    assert reply
+    assert reply.code == 550
+
+
+def test_rewrite_keeps_the_inside_recipients_copy_untouched(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite")
+    session = mta.connected(OFFICE)
+    session.mail(FOREIGN)
+    assert session.rcpt(INSIDE, []) is None
+    assert session.rcpt(OUTSIDE, []) == MIXED
+
+
+def test_rewrite_leaves_mixed_recipients_to_the_egress_hop(tmp_path: Path) -> None:
+    mta = acting(tmp_path, "rewrite", EGRESS)
+    assert mta.message(mta.connected(OFFICE), FOREIGN, [INSIDE, OUTSIDE]) is None
+    assert mta.senders == []
+    assert records(mta) == [("ann@contoso.com", "inside", "pass", False), ("x@gmail.example", "refuse", "mend", False)]
+
+
+def test_rewrite_waits_for_mode_enforce(tmp_path: Path) -> None:
+    mta = Mta(tmp_path, '[relay]\naction = "rewrite"\n' + CONTOSO)
+    assert mta.message(mta.connected(OFFICE), FOREIGN) is None
+    assert mta.senders == []
+
+
+@pytest.mark.parametrize("requirements", ["2023-11-01", "legacy"])
+@pytest.mark.parametrize("action", ["quarantine", "tag", "reject"])
+def test_mail_of_no_organization_never_shares_a_message_with_an_inside_recipient_where_all_others_are_in_mode_monitor(
+    tmp_path: Path, action: str, requirements: str
+) -> None:
+    organization = CONTOSO.replace('name = "contoso"', 'name = "contoso"\nmode = "monitor"', 1)
+    mta = acting(tmp_path, action, f'requirements = "{requirements}"\n', organization)
+    session = mta.connected("198.51.100.9")
+    session.mail(FOREIGN)
+    assert session.rcpt(INSIDE, []) is None
+    reply = session.rcpt(OUTSIDE, [])
+    assert reply
+    assert reply == MIXED or (reply.code == 550 and action == "reject" and requirements == "2023-11-01")
+    assert mta.content(session, []) is None
+    assert (mta.held, mta.headers) == ([], [])

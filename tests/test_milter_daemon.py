@@ -132,7 +132,7 @@ def test_message_without_any_header_is_answered_at_the_egress_hop(egress: Gatepo
 def test_only_the_macros_that_decide_or_are_recorded_are_asked_for(current: Gatepost) -> None:
     with MilterClient(current.socket) as client:
         assert client.asked == {
-            "connect": "j {daemon_name} {client_resolve} {client_ptr}",
+            "connect": "j {daemon_name} {daemon_addr} {daemon_port} {client_resolve} {client_ptr}",
             "helo": "",
             "mail": "i {auth_authen} {mail_addr} "  # the first two of these for Postfix, all for Sendmail
             "{cert_issuer} {cert_subject} {verify} {cn_subject} {cn_issuer} {cert_fp} {cert_md5}",

@@ -15,7 +15,7 @@ from gatepost.milter.identity import Identity, shown
 from gatepost.milter.session import Session
 from gatepost.service import ledger, spool
 from gatepost.service.certificates import NO_CERTIFICATE, Shown, read
-from gatepost.service.presented import Presented, client, matter
+from gatepost.service.presented import Presented, client, matter, server
 from gatepost.service.snapshot import build
 from gatepost.srs import Keys
 
@@ -121,8 +121,17 @@ class Hub(Mta):
         assert self.shared.presented
         self.presented = self.shared.presented
 
-    def report(self, fingerprint: str, rcpt: str = RCPT, *, mail: str = MAIL, port: int = 40001, cn: str = "") -> None:
-        about = matter(mail, rcpt, Shown(cn, "Sandbox CA"))
+    def report(
+        self,
+        fingerprint: str,
+        rcpt: str = RCPT,
+        *,
+        mail: str = MAIL,
+        port: int = 40001,
+        cn: str = "",
+        at: tuple[str, str] = ("", ""),
+    ) -> None:
+        about = matter(mail, rcpt, Shown(cn, "Sandbox CA"), server(*at))
         self.presented.report(client("192.0.2.1", str(port)), about, fingerprint, float(self.now))
 
     def trusted(self, cn: str = "", port: int = 40001) -> Session:
@@ -285,6 +294,16 @@ def test_client_is_computed_anew_only_where_its_names_or_its_login_change(tmp_pa
     assert [client.certificate_names for client in seen[:2]] == [("no name known",), ("crm.contoso.com",)]
 
 
+def test_report_counts_at_the_address_and_port_of_the_server_that_it_came_from(
+    tmp_path: Path, crm: Credentials
+) -> None:
+    hub = Hub(tmp_path)
+    hub.macros.update({"{daemon_addr}": "192.0.2.9", "{daemon_port}": "25"})
+    for at, relays in ((("192.0.2.9", "587"), False), (("192.0.2.10", "25"), False), (("192.0.2.9", "25"), True)):
+        hub.report(crm.fingerprint, at=at)
+        assert hub.relays(hub.trusted()) is relays
+
+
 # Across processes
 
 
@@ -293,7 +312,10 @@ def test_report_of_another_process_is_found(tmp_path: Path, crm: Credentials) ->
     pid = os.fork()
     if pid == 0:
         Presented(hub.snapshot.config.state_directory / "presented").report(
-            client("192.0.2.1", "40001"), matter(MAIL, RCPT, Shown("", "Sandbox CA")), crm.fingerprint, float(NOW)
+            client("192.0.2.1", "40001"),
+            matter(MAIL, RCPT, Shown("", "Sandbox CA"), server("", "")),
+            crm.fingerprint,
+            float(NOW),
         )
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0

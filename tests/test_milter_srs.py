@@ -440,7 +440,7 @@ def test_sender_too_long_for_the_long_form_is_put_off_while_the_store_is_away_an
     session = mta.connected(macros=TRUSTED)
     assert mta.message(session, LONG) == AWAY
     assert mta.senders == []
-    assert lines(capfd)[0].startswith("error: NOQUEUE: store ")
+    assert lines(capfd)[0].startswith("error: 4CgSNs5Q9s: store ")
     assert mta.count(ERRORS, "milter", "store") == 1
     (tmp_path / "gatepost.db").rmdir()
     while mta.message(session, LONG) is not None:  # the store is asked again within a second
@@ -743,7 +743,7 @@ def test_sender_whose_spf_record_covers_the_outgoing_address_stays(
         assert relay(mta) is None
     assert mta.senders == []
     assert lines(capfd) == [
-        "NOQUEUE: action=pass, from=<Bob@fabrikam.com>, nrcpt=1, spf=spared, client=192.0.2.1, "
+        "4CgSNs5Q9s: action=pass, from=<Bob@fabrikam.com>, nrcpt=1, spf=spared, client=192.0.2.1, "
         "organization=contoso, reason=certificate-accepted"
     ]
     assert mta.count(SPF_DECISIONS, "decided") == 1

@@ -25,6 +25,7 @@ from gatepost.policyd.decisions import (
 from gatepost.relay import Result
 from gatepost.service.config import parse
 from gatepost.service.ledger import Entry as LedgerEntry
+from gatepost.service.ledger import merged
 from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
 from gatepost.service.snapshot import Snapshot, build, bypass_file
@@ -648,6 +649,83 @@ def test_quarantine_holds_the_message_and_records_it_at_data(state: Path) -> Non
     ]
 
 
+def test_held_recipient_that_postfix_refuses_afterwards_is_in_the_ledger(state: Path) -> None:
+    hub = snapshot(state, by="policyd", action="quarantine")
+    connection = Connection(hub, "bob@fabrikam.com", **OFFICE)
+    answers = connection.rcpt("x@gmail.example"), connection.data()
+    refused, recorded = answers[0].refused, answers[1].passed[0]
+    assert refused
+    assert (refused.recipient, refused.action, refused.reference) == ("x@gmail.example", "reject", "REFERENCE1")
+    assert merged(refused, recorded).action == "quarantine"
+
+
+def test_line_of_a_held_message_has_the_helo_name(state: Path) -> None:
+    hub = snapshot(state, by="policyd", action="quarantine")
+    answer = Connection(hub, "bob@fabrikam.com", helo_name="app.contoso.com", **OFFICE).rcpt("x@gmail.example")
+    assert ", client=192.0.2.5, helo=<app.contoso.com>, organization=contoso, " in answer.log
+
+
+@pytest.mark.parametrize("rcpts", [["x@gmail.example"], ["x@gmail.example", "y@gmail.example"]], ids=["one", "two"])
+def test_what_cannot_be_held_behind_a_proxy_filter_is_refused_at_data(state: Path, rcpts: list[str]) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    for rcpt in rcpts:
+        assert connection.ask("RCPT", recipient=rcpt, queue_id="").action is Action.HOLD
+    answer = connection.ask(
+        "DATA", recipient=rcpts[0] if len(rcpts) == 1 else "", queue_id="", recipient_count=str(len(rcpts))
+    )
+    assert answer.text == "550 5.7.64 TenantAttribution; Relay Access Denied [REFERENCE1]"
+    assert answer.log == (
+        "NOQUEUE: action=reject, from=<bob@fabrikam.com>, to=<x@gmail.example>, client=192.0.2.5, "
+        "organization=contoso, reason=nothing-accepted, reference=REFERENCE1"
+    )
+    assert answer.refused
+    assert (answer.refused.recipient, answer.refused.action) == ("x@gmail.example", "reject")
+    assert (answer.passed, answer.judgement) == ((), None)
+
+
+def test_behind_a_proxy_filter_a_message_whose_recipients_nobody_remembers_is_judged_or_put_off(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    only = {"recipient": "x@gmail.example", "recipient_count": "1", "queue_id": ""}
+    assert connection.ask("DATA", **only).text.startswith("550 5.7.64 ")
+    several = connection.ask("DATA", instance="2", recipient="", recipient_count="2", queue_id="")
+    assert several.text == "451 4.3.0 Temporary failure, please send again"
+    connection.ask("RCPT", instance="3", recipient="john@contoso.com", queue_id="")  # after one that nobody remembers
+    several = connection.ask("DATA", instance="3", recipient="", recipient_count="2", queue_id="")
+    assert several.text == "451 4.3.0 Temporary failure, please send again"
+
+
+def test_behind_a_proxy_filter_several_recipients_that_are_not_refused_pass(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    for rcpt in ("john@contoso.com", "nobody@contoso.com", "ann@contoso.com"):  # nobody is refused by Postfix
+        assert connection.ask("RCPT", recipient=rcpt, queue_id="").text == "DUNNO"
+    assert connection.ask("DATA", recipient="", recipient_count="2", queue_id="").text == "DUNNO"
+
+
+@pytest.mark.parametrize("rcpt", ["john@contoso.com", "srs"])
+def test_behind_a_proxy_filter_what_is_not_refused_passes(state: Path, rcpt: str) -> None:
+    hub = snapshot(state, by="policyd", action="quarantine", accept_from="everyone")
+    connection = Connection(hub, "bob@fabrikam.com", **OFFICE)
+    rcpt = srs(hub) if rcpt == "srs" else rcpt
+    assert connection.ask("RCPT", recipient=rcpt, queue_id="").text == "DUNNO"
+    assert connection.ask("DATA", recipient=rcpt, recipient_count="1", queue_id="").text == "DUNNO"
+
+
+def test_inside_recipient_does_not_join_what_another_worker_may_have_held(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    assert connection.ask("RCPT", recipient="john@contoso.com", queue_id="4CgSNs5Q9s").text == BESIDE
+
+
+@pytest.mark.parametrize(
+    ("rcpt", "action"), [("x@gmail.example", "quarantine"), ("john@contoso.com", "pass")], ids=["held", "inside"]
+)
+def test_only_recipient_is_recorded_at_data_by_another_worker_where_mail_may_be_held(
+    state: Path, rcpt: str, action: str
+) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
+    answer = connection.ask("DATA", recipient=rcpt, recipient_count="1", queue_id="4CgSNs5Q9s")
+    assert [(item.recipient, item.action) for item in answer.passed] == [(rcpt, action)]
+
+
 def test_held_message_takes_no_inside_recipient_beside(state: Path) -> None:
     connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com", **OFFICE)
     assert connection.rcpt("x@gmail.example").action is Action.HOLD
@@ -670,6 +748,21 @@ def test_message_of_which_recipients_may_have_been_taken_unseen_is_not_held(stat
 def test_what_no_organization_is_meant_by_is_left_to_postfix_and_not_held(state: Path) -> None:
     connection = Connection(snapshot(state, by="policyd", action="quarantine"), "bob@fabrikam.com")
     assert connection.rcpt("x@gmail.example").text == "DUNNO"
+
+
+def test_rewrite_lets_a_foreign_p1_of_a_connectors_host_relay_for_the_egress_hop_to_rewrite(state: Path) -> None:
+    connection = Connection(snapshot(state, by="policyd", action="rewrite"), "bob@fabrikam.com", **OFFICE)
+    answer = connection.rcpt("x@gmail.example")
+    assert (answer.action, answer.text) == (Action.OK, "OK")
+    assert answer.log.startswith("NOQUEUE: action=ok, from=<bob@fabrikam.com>, to=<x@gmail.example>, ")
+    assert [item.action for item in connection.data().passed] == ["mend"]
+
+
+@pytest.mark.parametrize("sender", ["", "eve@contoso.com"])
+def test_rewrite_rejects_what_no_sender_would_help(state: Path, sender: str) -> None:
+    client = OFFICE if not sender else {"client_address": "203.0.113.9"}
+    answer = Connection(snapshot(state, by="policyd", action="rewrite"), sender, **client).rcpt("x@gmail.example")
+    assert answer.text == "550 5.7.64 TenantAttribution; Relay Access Denied [REFERENCE1]"
 
 
 @pytest.mark.parametrize("action", ["tempfail", "quarantine"])

@@ -12,13 +12,13 @@ from gatepost.policyd.decisions import Aids, Answer, Transaction, decide
 from gatepost.policyd.presenting import Presenting
 from gatepost.service.certificates import Shown, read
 from gatepost.service.config import parse
-from gatepost.service.presented import Presented, client, matter
+from gatepost.service.presented import Presented, client, matter, server
 from gatepost.service.snapshot import Snapshot, build
 from gatepost.srs import Keys
 
 NOW = 1_700_000_000.0
 ALICE = client("192.0.2.1", "40001")
-MATTER = matter("bob@fabrikam.com", "x@example.com", Shown("", "Our CA"))
+MATTER = matter("bob@fabrikam.com", "x@example.com", Shown("", "Our CA"), server("192.0.2.9", "25"))
 
 
 @pytest.fixture
@@ -54,6 +54,8 @@ def rcpt(fingerprint: str = "", issuer: str = "Our+20CA", subject: str = "") -> 
         "recipient": "x@example.com",
         "client_address": "192.0.2.1",
         "client_port": "40001",
+        "server_address": "192.0.2.9",
+        "server_port": "25",
         "ccert_subject": subject,
         "ccert_issuer": issuer,
         "ccert_fingerprint": fingerprint,

@@ -110,6 +110,26 @@ def test_wildcard_domain_of_on_premises_exchange_matches_subdomains() -> None:
     assert found == [AcceptedDomain("contoso.com", match_subdomains=True)]
 
 
+@pytest.mark.parametrize(
+    ("given", "notes"),
+    [
+        (domain(MatchSubDomains=True), ("Exchange Online takes MatchSubDomains with DomainType InternalRelay only",)),
+        (
+            domain(DomainName="*.contoso.com"),
+            ("Exchange Online takes MatchSubDomains with DomainType InternalRelay only",),
+        ),
+        (domain(MatchSubDomains=True, DomainType="InternalRelay"), ()),
+    ],
+)
+def test_subdomains_of_a_domain_that_is_no_internal_relay_are_taken_with_a_note(
+    given: str, notes: tuple[str, ...]
+) -> None:
+    record = only(given)
+    assert isinstance(record.item, AcceptedDomain)
+    assert record.item.match_subdomains
+    assert record.notes == notes
+
+
 def test_r7_wide_network_and_ipv6_are_taken_with_a_note() -> None:
     record = only(connector(SenderIPAddresses=["203.0.0.0/16", "2001:db8::/32"]))
     assert record.item == Connector("ip-relay", (ip_network("203.0.0.0/16"), ip_network("2001:db8::/32")))
@@ -117,6 +137,23 @@ def test_r7_wide_network_and_ipv6_are_taken_with_a_note() -> None:
         'Exchange Online does not take "203.0.0.0/16": IPv4, /24 to /32',
         'Exchange Online does not take "2001:db8::/32": IPv4, /24 to /32',
     )
+
+
+@pytest.mark.parametrize("text", ["203.0.113.5/0.0.0.0", "203.0.113.0/255.255.255.0", "203.0.113.0/0.0.0.255"])
+def test_r7_only_digits_follow_the_slash(text: str) -> None:
+    assert problems(connector(SenderIPAddresses=[text])) == (
+        f'x.json: record 1 (ip-relay): SenderIPAddresses: "{text}" is no IP address or network',
+    )
+
+
+def test_odd_space_in_a_connectors_name_becomes_a_space() -> None:
+    assert only(connector(Name="Head\u00a0office\u200b")).name == "Head office"
+
+
+@pytest.mark.parametrize("name", ["Head\noffice", "Head\x1boffice", "Head\ud800office"])
+def test_control_character_in_a_connectors_name_is_an_error(name: str) -> None:
+    (problem,) = problems(connector(Name=name))
+    assert problem.endswith("): Name: has a character in it that can't be printed")
 
 
 def test_r7_host_bits_are_allowed() -> None:
@@ -202,6 +239,29 @@ def test_r11_connector_limited_to_what_is_not_taken_is_left_out_and_not_unlimite
     record = limited(records, [])[1]
     assert record.item is None
     assert record.why == ("it is limited to contoso.com (AssociatedAcceptedDomains), no accepted domain of those taken")
+
+
+def test_r11_name_of_another_record_does_not_stand_for_an_accepted_domain() -> None:
+    records = [domain(Name="old"), domain(DomainName="fabrikam.com", Name="contoso.com")]
+    for first, second in (records, reversed(records)):
+        found = items(first, second, connector(AssociatedAcceptedDomains=["contoso.com"]))[2]
+        assert isinstance(found, Connector)
+        assert found.associated_accepted_domains == ("contoso.com",)
+
+
+def test_r11_u_label_of_an_accepted_domain_is_not_the_name_of_another_record() -> None:
+    other = domain(Name="b\u00fccher.example")
+    limits = connector(AssociatedAcceptedDomains=["b\u00fccher.example"])
+    found = items(domain(DomainName="xn--bcher-kva.example"), other, limits)[2]
+    assert isinstance(found, Connector)
+    assert found.associated_accepted_domains == ("xn--bcher-kva.example",)
+
+
+@pytest.mark.parametrize("given", [[None], [""], ["contoso.com", " "]])
+def test_r11_empty_value_in_a_limit_is_an_error_and_not_unlimited(given: object) -> None:
+    assert problems(connector(AssociatedAcceptedDomains=given)) == (
+        "x.json: record 1 (ip-relay): AssociatedAcceptedDomains: one of its values is empty",
+    )
 
 
 def test_r11_unknown_domain_beside_a_known_one_is_noted() -> None:
@@ -333,6 +393,9 @@ def test_values_that_export_csv_has_lost_are_an_error_that_says_what_to_do(lost:
         ("[1]", "x.json: record 1 is no object but 1"),
         ('"a","b"\n"1"\n', "x.json: record 1 has 1 cells, the header has 2"),
         ("oops", "x.json: is neither JSON nor CSV with a header and records"),
+        ('{"Enabled": false, "Name": "c", "Enabled": true}', "x.json: record 1 has the field Enabled twice"),
+        ('{"Enabled": false, "enabled": true}', "x.json: record 1 has the field enabled twice"),
+        ('"Name","Enabled","Enabled"\n"c","False","True"\n', "x.json: record 1 has the field Enabled twice"),
         (
             '{"SmartHosts": [], "RecipientDomains": []}',
             "x.json: record 1: neither an accepted domain nor an inbound connector by its fields "

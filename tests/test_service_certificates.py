@@ -23,7 +23,8 @@ from daemonprocess import ROOTS
 from gatepost.admin.authority import Authority, Credentials
 from gatepost.relay.names import certificate_domain
 from gatepost.service.certificates import Certificates, Shown, read, stamp
-from gatepost.service.presented import Presented, client, matter
+from gatepost.service.presented import Presented, client, matter, server
+from gatepost.service.tables import ConfigError
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 CRM = ["crm.contoso.com", "files.contoso.com"]
@@ -314,9 +315,27 @@ def test_folder_that_is_not_there_is_empty(tmp_path: Path) -> None:
     assert (len(known), known.warnings) == (0, ())
 
 
-def test_something_else_in_the_folders_place_is_a_warning(tmp_path: Path) -> None:
+def test_something_else_in_the_folders_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "certificates").touch()
-    assert read(tmp_path / "certificates").warnings == (f"{tmp_path}/certificates: cannot be read: Not a directory",)
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path / "certificates")
+    assert error.value.problems == (f"{tmp_path}/certificates: cannot be read: Not a directory",)
+
+
+def test_link_that_leads_nowhere_but_to_itself_is_a_warning_and_the_others_count(
+    folder: Path, authority: Authority
+) -> None:
+    shutil.copy(authority.issue("crm.contoso.com").certificate, folder / "crm.pem")
+    (folder / "loop.pem").symlink_to("loop.pem")
+    known = read(folder)
+    assert len(known) == 1
+    assert known.warnings == (f"{folder}/loop.pem: cannot be read: Too many levels of symbolic links",)
+
+
+def test_pipe_in_the_folder_does_not_count(folder: Path) -> None:
+    os.mkfifo(folder / "crm.pem")
+    known = read(folder)
+    assert (len(known), known.warnings) == (0, ())
 
 
 def test_cryptography_is_loaded_only_where_there_are_files(folder: Path) -> None:
@@ -353,6 +372,17 @@ def test_stamp_changes_with_each_change_of_a_file_that_counts(folder: Path) -> N
     assert stamp(folder) == stamps[0]
 
 
+def test_stamp_sees_changes_beside_a_link_that_leads_to_itself_and_its_mending(folder: Path) -> None:
+    (folder / "loop.pem").symlink_to("loop.pem")
+    stamps = [stamp(folder)]
+    (folder / "crm.pem").touch()
+    stamps.append(stamp(folder))
+    (folder / "loop.pem").unlink()
+    shutil.copy(folder / "crm.pem", folder / "loop.pem")
+    stamps.append(stamp(folder))
+    assert len({0, *stamps}) == 4
+
+
 def test_stamp_stays_where_nothing_that_counts_changes(folder: Path) -> None:
     (folder / "crm.pem").touch()
     before = stamp(folder)
@@ -364,7 +394,8 @@ def test_stamp_stays_where_nothing_that_counts_changes(folder: Path) -> None:
 # Reports of policyd to the milter
 
 ALICE, BOB = client("192.0.2.1", "40001"), client("192.0.2.1", "40002")
-MATTER = matter("app@vendor.example", "x@example.com", Shown("CRM", "Contoso CA"))
+AT = server("192.0.2.9", "25")
+MATTER = matter("app@vendor.example", "x@example.com", Shown("CRM", "Contoso CA"), AT)
 
 
 @pytest.fixture(params=[False, True], ids=["one process", "a file that two map"])
@@ -391,12 +422,13 @@ def test_fingerprint_of_any_length_comes_as_postfix_spells_it(tables: tuple[Pres
 @pytest.mark.parametrize(
     "other",
     [
-        matter("other@vendor.example", "x@example.com", Shown("CRM", "Contoso CA")),
-        matter("app@vendor.example", "y@example.com", Shown("CRM", "Contoso CA")),
-        matter("app@vendor.example", "x@example.com", Shown("CRM", "Another CA")),
-        matter("app@vendor.example", "x@example.com", Shown("", "Contoso CA")),
+        matter("other@vendor.example", "x@example.com", Shown("CRM", "Contoso CA"), AT),
+        matter("app@vendor.example", "y@example.com", Shown("CRM", "Contoso CA"), AT),
+        matter("app@vendor.example", "x@example.com", Shown("CRM", "Another CA"), AT),
+        matter("app@vendor.example", "x@example.com", Shown("", "Contoso CA"), AT),
+        matter("app@vendor.example", "x@example.com", Shown("CRM", "Contoso CA"), server("192.0.2.9", "587")),
     ],
-    ids=["P1", "recipient", "issuer", "CN"],
+    ids=["P1", "recipient", "issuer", "CN", "server"],
 )
 def test_report_is_for_that_very_mail_rcpt_and_certificate_only(
     tables: tuple[Presented, Presented], other: str

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timezone
 from ipaddress import ip_network
 from pathlib import Path
@@ -552,6 +553,11 @@ def test_what_is_not_toml_is_named_with_its_line(file: Path) -> None:
     assert "line 2" in problem
 
 
+def test_byte_order_mark_is_taken_for_nothing(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbf[[organization]]\nname = 'contoso'\naccepted_domain = [{domain = 'contoso.com'}]\n")
+    assert list(load(file).organizations) == ["contoso"]
+
+
 def test_what_is_not_utf_8_is_named_with_its_octet(file: Path) -> None:
     file.write_bytes(b'[relay]\nmode = "\xff"\n')
     with pytest.raises(ConfigError) as caught:
@@ -588,6 +594,13 @@ def test_an_absolute_pattern_file_is_taken_as_it_is(file: Path, tmp_path_factory
 def test_a_missing_pattern_file_is_named_with_its_path(file: Path) -> None:
     assert problems(file, '[srs]\nexclude_file = "none"\n') == [
         f"gatepost.toml: srs.exclude_file: {file.parent}/none: cannot be read: No such file or directory"
+    ]
+
+
+def test_pipe_in_the_place_of_a_file_of_domains_is_an_error(file: Path) -> None:
+    os.mkfifo(file.parent / "pipe")
+    assert problems(file, '[srs]\nexclude_file = "pipe"\n') == [
+        f"gatepost.toml: srs.exclude_file: {file.parent}/pipe: cannot be read: is no regular file"
     ]
 
 
@@ -718,7 +731,7 @@ def test_policyd_cannot_tag(file: Path) -> None:
 def test_a_warning_says_that_mail_from_sendmail_cannot_be_split(file: Path, action: str) -> None:
     assert acting(file, f'action = "{action}"\nexempt = ["authenticated"]').warnings == (
         "gatepost.toml: relay.exempt: mail from sendmail(1) is not exempt and cannot be split, so inside recipients of "
-        f"the same message share what becomes of it ({action})",
+        f"the same message share what becomes of it ({action}{', which rejects it' if action == 'tempfail' else ''})",
     )
     assert acting(file, f'action = "{action}"').warnings == ()
 
@@ -741,3 +754,13 @@ def test_certificate_folder_is_relative_to_the_configuration(file: Path) -> None
 def test_certificate_folder_that_is_given_and_not_there_is_a_warning(file: Path) -> None:
     config = read(file, CONTOSO + '[relay]\ncertificate_folder = "/nowhere/clients"\n')
     assert config.warnings == ("gatepost.toml: relay.certificate_folder: /nowhere/clients is no folder",)
+
+
+def test_rewrite_needs_something_that_rewrites(file: Path) -> None:
+    relay = '[relay]\naction = "rewrite"\n'
+    assert problems(file, relay + 'enforced_by = "policyd"\n' + CONTOSO) == [
+        'gatepost.toml: relay.action: "rewrite" needs enforced_by = "milter" or [egress]: policyd rewrites nothing'
+    ]
+    assert problems(file, relay + CONTOSO + '[srs]\nonly_spf = true\noutgoing_addresses = "192.0.2.1"\n') == [
+        'gatepost.toml: relay.action: "rewrite" goes not with srs.only_spf: what is let through must have an SRS sender'
+    ]

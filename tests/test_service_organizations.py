@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,33 @@ def test_what_is_written_by_hand_wins_and_the_difference_is_a_warning(files: Fil
     )
     assert config.warnings == (
         "gatepost.toml: organization[0].accepted_domain[0].match_subdomains: this counts, and not what exchange_export "
-        "has: true",
+        "has: true; Exchange Online goes by that",
     )
+
+
+def test_r4_subdomains_by_hand_that_the_export_has_not_are_warned_of(files: Files) -> None:
+    config = files.load(domain("contoso.com", 'type = "InternalRelay"\nmatch_subdomains = true'))
+    path = "gatepost.toml: organization[0].accepted_domain[0]"
+    assert config.warnings == (
+        f"{path}.type: this counts, and not what exchange_export has: Authoritative",
+        f"{path}.match_subdomains: this counts, and not what exchange_export has: false; Exchange Online goes by that",
+    )
+
+
+def test_domain_by_hand_that_is_in_no_export_is_warned_of(files: Files) -> None:
+    assert files.load(domain("srs.contoso.com")).warnings == (
+        'gatepost.toml: organization[0].accepted_domain[0].domain: "srs.contoso.com" is in no export of contoso: '
+        "Exchange Online refuses P1 in it until it is an accepted domain there; add it there and export anew",
+    )
+
+
+@pytest.mark.parametrize("name", ["contoso.com", "srs.corp.contoso.com"])
+def test_r4_domain_by_hand_that_the_export_has_or_covers_is_not_warned_of(files: Files, name: str) -> None:
+    assert files.load(domain(name)).warnings == ()
+
+
+def test_export_of_connectors_alone_leaves_domains_by_hand_without_a_warning(files: Files) -> None:
+    assert files.load(domain("contoso.com"), files='["connectors.json"]').warnings == ()
 
 
 def test_domain_of_the_host_alone_stands_beside_the_exported_ones(files: Files) -> None:
@@ -208,3 +234,34 @@ def test_srs_domain_of_another_organization_is_found_by_its_place_in_the_file(fi
         'gatepost.toml: organization[0].accepted_domain[0].srs_domain: "fabrikam.com" belongs to organization '
         '"fabrikam"'
     ]
+
+
+# Files that are none
+
+
+def test_pipe_in_the_place_of_an_export_is_an_error(files: Files) -> None:
+    (files.folder / "connectors.json").unlink()
+    os.mkfifo(files.folder / "connectors.json")
+    assert files.problems() == [
+        "gatepost.toml: organization[0].exchange_export[1]: connectors.json: cannot be read: is no regular file"
+    ]
+
+
+def test_export_of_more_than_64_mib_is_an_error(files: Files) -> None:
+    with (files.folder / "connectors.json").open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    assert files.problems() == [
+        "gatepost.toml: organization[0].exchange_export[1]: connectors.json: cannot be read: is larger than 64 MiB"
+    ]
+
+
+# Addresses by hand
+
+
+@pytest.mark.parametrize("text", ["203.0.113.5/0.0.0.0", "203.0.113.0/255.255.255.0", "203.0.113.0/0.0.0.255"])
+def test_r7_only_digits_follow_the_slash(files: Files, text: str) -> None:
+    table = f'[[organization.connector]]\nname = "c"\nsender_ip_addresses = ["{text}"]\n'
+    assert files.problems(table)[0] == (
+        f'gatepost.toml: organization[0].connector[0].sender_ip_addresses[0]: "{text}" is no IP address or network '
+        '(e.g. "192.0.2.1", "192.0.2.0/28")'
+    )

@@ -226,3 +226,10 @@ def test_missing_file_is_not_made(file: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_secret(file, [Key(b"new")])
     assert list(file.parent.iterdir()) == []
+
+
+def test_pipe_in_the_place_of_the_secret_is_an_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "secret", 0o600)
+    with pytest.raises(ConfigError) as error:
+        read_secret(tmp_path / "secret")
+    assert error.value.problems == (f"{tmp_path}/secret: the SRS secret cannot be read: is no regular file",)

@@ -197,9 +197,8 @@ def test_lists_and_spf_hold_by_certificate() -> None:
 def test_connector_of_the_organization_with_the_same_address_and_other_domains_is_warned_of_r11() -> None:
     contoso = {**CONTOSO, "connector": [{"name": "hub", "sender_ip_addresses": [HUB]}]}
     table: Raw = {**BY_ADDRESS, "associated_accepted_domains": ["srs.contoso.com"]}
-    assert warnings(table, contoso) == [
-        'upstream.associated_accepted_domains: connector "hub" of contoso has the same address or name, and other ones'
-    ]
+    expected = 'connector "hub" of contoso has the same address or name, and other ones'
+    assert warnings(table, contoso)[0] == f"upstream.associated_accepted_domains: {expected}"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +219,42 @@ def test_export_without_a_connector_for_the_hub_is_warned_of(
     raw = {"organization": [contoso], "upstream": BY_ADDRESS}
     found = [warning.split(": ")[1] for warning in parse(raw, tmp_path / "gatepost.toml").warnings]
     assert [path for path in found if path == "upstream"] == expected
+
+
+HOSTS: Raw = {"sender_ip_addresses": ["192.0.2.0/28"]}
+OWN = 'upstream: connector "hub" of contoso is this host\'s own, as [upstream] has it'
+
+
+@pytest.mark.parametrize(
+    ("connectors", "expected"),
+    [
+        (
+            [{"name": "hub", "sender_ip_addresses": [HUB]}, {"name": "old", "enabled": False, **HOSTS}],
+            [
+                f"{OWN}, and no other one is enabled: all your clients fail condition 2. Declare "
+                "[[organization.connector]] with their addresses or certificate name"
+            ],
+        ),
+        (
+            [{"name": "hub", "sender_ip_addresses": [HUB]}, {"name": "office", **HOSTS}],
+            [f"{OWN}: it lets none of your clients relay"],
+        ),
+        ([{"name": "hub", "sender_ip_addresses": [HUB, "192.0.2.1"]}], []),
+        ([{"name": "hub", "sender_ip_addresses": [f"{HUB}/28"]}], []),
+        ([{"name": "hub", "sender_ip_addresses": [HUB], "tls_sender_certificate_name": "*.contoso.com"}], []),
+        ([{"name": "hub", "sender_ip_addresses": [HUB], "enabled": False}, {"name": "office", **HOSTS}], []),
+    ],
+    ids=["no other", "another one", "other hosts, too", "its network", "other certificates, too", "disabled"],
+)
+def test_connector_that_is_the_hubs_own_is_warned_of(connectors: list[Raw], expected: list[str]) -> None:
+    assert warnings(BY_ADDRESS, {**CONTOSO, "connector": connectors}) == expected
+
+
+def test_connector_with_the_hubs_own_certificate_name_is_warned_of() -> None:
+    connectors = [{"name": "hub", "tls_sender_certificate_name": "hub.contoso.com"}, {"name": "office", **HOSTS}]
+    assert warnings(BY_CERTIFICATE, {**CONTOSO, "connector": connectors}) == [
+        f"{OWN}: it lets none of your clients relay"
+    ]
 
 
 # What Exchange Online says
@@ -486,26 +521,46 @@ def test_decision_in_words(made: Snapshot, reverse_path: str, rcpt: str, expecte
     assert upstream_words.decision(made.upstream, verdict, reverse_path) == f"At Exchange Online: {expected}"
 
 
+MODE = 'With mode = "enforce" SRS gives it a P1'
+CERTIFICATE = "Have this host present a certificate"
+
+
 @pytest.mark.parametrize(
-    ("reverse_path", "enforce", "starts"),
+    ("reverse_path", "names", "mode", "starts"),
     [
-        ("ann@contoso.com", True, []),
-        ("", True, ["Have this host present a certificate", "Or have Postfix deliver null senders past"]),
-        (
-            "bob@fabrikam.com",
-            False,
-            ['With mode = "enforce" SRS gives it a P1', "Have this host present a certificate"],
-        ),
+        ("ann@contoso.com", ["mail.contoso.com"], "enforce", []),
+        ("", ["mail.contoso.com"], "enforce", [CERTIFICATE, "Or have Postfix deliver null senders past"]),
+        ("bob@fabrikam.com", ["mail.contoso.com"], "monitor", [MODE, CERTIFICATE]),
+        ("bob@fabrikam.com", [], "monitor", [CERTIFICATE]),  # would be refused here then
+        ("root", ["mail.contoso.com"], "monitor", [CERTIFICATE]),  # SRS cannot rewrite it
     ],
 )
-def test_remedies_in_words(reverse_path: str, enforce: bool, starts: list[str]) -> None:
-    made = hub()
-    verdict = flow.at_upstream(made, Mail(reverse_path), OUTSIDE)
-    assert verdict
-    assert made.upstream
-    found = list(upstream_words.remedies(made.upstream, verdict, enforce=enforce))
+def test_remedies_in_words(reverse_path: str, names: list[str], mode: str, starts: list[str]) -> None:
+    made = hub(None, {**CONTOSO, "mode": mode})
+    judgement = flow.judge(made, made.rules.client(OFFICE, names), Mail(reverse_path), OUTSIDE)
+    found = list(upstream_words.remedies(made, judgement, reverse_path))
     assert len(found) == len(starts)
     assert all(sentence.startswith(start) for sentence, start in zip(found, starts))
+
+
+def test_certificate_to_get_is_of_a_domain_that_the_connector_there_takes_r11() -> None:
+    made = hub({"associated_accepted_domains": ["srs.contoso.com"]})
+    judgement = flow.judge(made, made.rules.client(None, ["mail.contoso.com"]), Mail(""), OUTSIDE)
+    assert "such as hub.srs.contoso.com " in next(upstream_words.remedies(made, judgement, ""))
+
+
+def test_where_only_policyd_enforces_and_nothing_rewrites_a_foreign_sender_is_refused_there() -> None:
+    raw = {
+        "organization": [CONTOSO],
+        "relay": {"enforced_by": "policyd", "mode": "enforce"},
+        "upstream": BY_ADDRESS,
+    }
+    made = build(parse(raw, Path("gatepost.toml")), Keys([b"key"]), 0.0)
+    client = made.rules.client(None, ["mail.contoso.com"])
+    judgement = flow.judge(made, client, Mail("bob@fabrikam.com"), OUTSIDE)
+    assert judgement.verdict.result is Result.RELAY
+    assert judgement.upstream
+    assert judgement.upstream.reason is Reason.NOTHING_ACCEPTED
 
 
 # Submission

@@ -60,7 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
             "mode": draw(_modes()),
             "local_domains": ["mail.contoso.org"],
             "subdomains_relay": subdomains_relay,
-            **draw(st.sampled_from([{}, {}, {"action": "tag"}, {"action": "quarantine"}, {"action": "tempfail"}])),
+            "action": draw(st.sampled_from(["reject", "rewrite", "rewrite", "tag", "quarantine", "tempfail"])),
         },
         "srs": {
             **draw(SRS_SETTINGS),

@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Callable
 
 import pytest
 
+from gatepost.admin.nexthop import NextHop
 from gatepost.admin.stage import Stage
 
 HUB = """
@@ -108,6 +110,28 @@ def test_tempfail_tells_the_client_to_try_again_and_the_inside_recipient_has_its
     assert re.fullmatch(r"451 4\.7\.64 TenantAttribution; Relay Access Denied \[\w{10}\]", str(sent.rcpt[0]))
     assert sent.accepted
     hub.inside.wait(lambda mail: mail.rcpt_to == [MARY] and mail.mail_from == BOB)
+
+
+@pytest.fixture(scope="module")
+def proxy_filter() -> Iterator[NextHop]:
+    with NextHop() as hop:
+        yield hop
+
+
+@pytest.fixture(scope="module", params=[("relay-hub", "run"), ("policy-only", "policyd")], ids=["milter", "policyd"])
+def filtering(boot: Callable[..., Stage], request: pytest.FixtureRequest, proxy_filter: NextHop) -> Stage:
+    example, command = request.param
+    after = f"smtpd_proxy_filter = 127.0.0.1:{proxy_filter.address[1]}\n"
+    return boot(example, before=HUB, after=after, configuration=acting("quarantine"), gatepost=[command])
+
+
+def test_proxy_filter_gets_only_what_the_rule_lets_relay(filtering: Stage, proxy_filter: NextHop) -> None:
+    """What goes there never has a queue ID, nor does its end come to a milter: it can be refused, and not held."""
+    before = len(proxy_filter.messages)
+    sent = filtering.send(BOB, OUT, PLAIN)
+    assert re.fullmatch(r"550 5\.7\.64 .*TenantAttribution; Relay Access Denied \[\w{10}\]", str(sent.last))
+    assert filtering.send("app@contoso.com", OUT, PLAIN).accepted
+    assert [mail.mail_from for mail in proxy_filter.messages[before:]] == ["app@contoso.com"]
 
 
 def test_policyd_alone_holds_what_postfix_would_let_relay(boot: Callable[..., Stage]) -> None:

@@ -25,6 +25,8 @@ smtpd_recipient_restrictions = check_policy_service unix:gatepost/policyd.sock
 MASTER = """
 127.0.0.1:{smtpd} inet n - y - - smtpd
     -o smtpd_upstream_proxy_protocol=haproxy
+127.0.0.1:{unasked} inet n - y - - smtpd
+    -o smtpd_recipient_restrictions=permit
 127.0.0.1:{postscreen} inet n - y - 1 postscreen
     -o postscreen_upstream_proxy_protocol=haproxy
     -o postscreen_access_list=static:permit
@@ -42,8 +44,8 @@ def clients() -> dict[str, Clients]:
 
 @pytest.fixture(scope="module")
 def ports() -> dict[str, int]:
-    """Where the services are that expect the PROXY protocol."""
-    return dict(zip(("smtpd", "postscreen"), free_ports(2)))
+    """Where the services are that expect the PROXY protocol, and the one that asks no policyd."""
+    return dict(zip(("smtpd", "postscreen", "unasked"), free_ports(3)))
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +209,16 @@ def test_neighbour_on_the_same_port_has_nothing_of_the_certificate_before(hub: S
             reply = transact(smtp, FOREIGN, OUTSIDE).last
         assert (reply.code == 250) is relays
         assert relays or refused(reply)
+
+
+def test_neighbour_at_another_smtpd_that_asks_no_policyd_has_nothing_of_the_certificate_before(
+    hub: Stage, its: Clients, ports: dict[str, int]
+) -> None:
+    source = ("127.0.0.1", free_port())
+    with session(hub, its.san_only, source=source) as smtp:
+        assert str(transact(smtp, FOREIGN, "late@example.com").last).startswith("550 5.1.1 ")
+    with session(hub, its.other_san_only, source=source, port=ports["unasked"]) as smtp:
+        assert refused(transact(smtp, FOREIGN, "late@example.com").last)
 
 
 # Where the client's address is not the connection's

@@ -15,6 +15,7 @@ from typing import Optional, Union
 import click
 
 from gatepost.admin.configuration import (
+    closed_to_owner,
     complain,
     fingerprint,
     in_words,
@@ -25,10 +26,11 @@ from gatepost.admin.configuration import (
 )
 from gatepost.relay import AcceptedDomain, Connector, Organization
 from gatepost.service import ambiguity, certificates, exports
-from gatepost.service.config import Config, load, read
-from gatepost.service.organizations import OrganizationConfig
+from gatepost.service.config import Config, RelayConfig, load, read
+from gatepost.service.organizations import Mode, OrganizationConfig
 from gatepost.service.reversal import day
 from gatepost.service.secret import iso_day, read_secret
+from gatepost.service.snapshot import enforces
 from gatepost.service.srs_config import COMPACT, without_password
 from gatepost.service.store import StoreError
 from gatepost.service.tables import ConfigError
@@ -40,6 +42,8 @@ Given = Mapping[str, object]
 _SAFE_OCTETS = 16
 _LINES = 40
 """So many lines on exports are printed."""
+_CLOSED = 20
+"""So many files that the daemons may not read are named."""
 
 
 def init(path: Optional[Path]) -> None:
@@ -70,6 +74,7 @@ def check(path: Path) -> None:
             notes.append("no organization is declared, so nothing is refused and nothing is rewritten")
         secret, warnings = _secret(config)
         clients = certificates.read(config.relay.certificate_folder)
+        notes += _closed(config)
     notes += warnings
     notes += map(printable, clients.warnings)
     notes += _store(config)
@@ -85,7 +90,9 @@ def check(path: Path) -> None:
     click.echo(f"{path}: OK, {counts}")
     for name, settings in config.settings.items():
         if settings.enforce_from:
-            click.echo(printable(f"{name}: mode enforce from {in_words(settings.enforce_from)} on"))
+            moment = in_words(settings.enforce_from)
+            text = f"in force since {moment}" if enforces(settings, time.time()) else f"from {moment} on"
+            click.echo(printable(f"{name}: mode enforce {text}"))
     lines = list(_exported(config))
     for line in lines[:_LINES]:
         click.echo(printable(line))
@@ -101,8 +108,7 @@ def check(path: Path) -> None:
 def _exported(config: Config) -> Iterator[str]:
     """Yield what exchange_export gives, and what is left out."""
     for name, settings in config.settings.items():
-        records = settings.exchange_export.records
-        yield from (f"{name}: {line}" for line in (*exports.taken(records), *exports.left_out(records)))
+        yield from exports.told(name, settings.exchange_export)
 
 
 def _secret(config: Config) -> tuple[str, list[str]]:
@@ -126,6 +132,17 @@ def _secret(config: Config) -> tuple[str, list[str]]:
         if len(key.secret) < _SAFE_OCTETS
     ]
     return f"SRS secret: {file}: {_count(len(keys), 'key')}; {', '.join(parts)}", warnings
+
+
+def _closed(config: Config) -> list[str]:
+    """Return warnings of certificates and exports that the daemons could not read, where root can tell."""
+    folder = config.relay.certificate_folder
+    paths = [*certificates.files(folder), *config.exchange_exports]
+    user, closed = closed_to_owner(config, [folder, *paths] if folder.is_dir() else paths)
+    if folder in closed:
+        closed = [path for path in closed if folder not in path.parents]
+    more = [f"and {len(closed) - _CLOSED} files more"] if len(closed) > _CLOSED else []
+    return [printable(f"{path}: the user of the daemons ({user}) may not read it") for path in closed[:_CLOSED]] + more
 
 
 def _store(config: Config) -> list[str]:
@@ -164,7 +181,8 @@ def _document(config: Config, raw: Given) -> Iterator[str]:
             continue
         yield f"[{name}]"
         outer, _, inner = name.partition(".")
-        yield from _keys(values, _table(_table(raw, outer), inner) if inner else _table(raw, outer))
+        given = _table(_table(raw, outer), inner) if inner else _table(raw, outer)
+        yield from _keys(values, given, notes=_switched(config.relay) if name == "relay" else None)
 
 
 def _sections(config: Config) -> dict[str, Optional[dict[str, Value]]]:
@@ -257,7 +275,7 @@ def _organization(organization: Organization, settings: OrganizationConfig, give
     if settings.srs_domain:
         values["srs_domain"] = settings.srs_domain
     values["exchange_export"] = tuple(str(path.absolute()) for path in settings.exchange_export.paths)
-    yield from _keys(values, given)
+    yield from _keys(values, given, notes=_switched(settings))
     files = exports.files_of(settings.exchange_export.records)
     domains, connectors = _tables(given, "accepted_domain"), _tables(given, "connector")
     for accepted, entry in zip_longest(organization.accepted_domains, domains):
@@ -301,10 +319,19 @@ def _commented(line: str) -> str:
     return f"#{line}"
 
 
-def _keys(values: Mapping[str, Value], given: Given, source: str = "default") -> Iterator[str]:
-    """Yield a line for each key; those that are not in the configuration file say what they come from."""
+def _switched(item: Union[RelayConfig, OrganizationConfig]) -> dict[str, str]:
+    """Return what is to be said of the mode of *item*: it is another one once its enforce_from has come."""
+    switched = item.mode is Mode.MONITOR and enforces(item, time.time())
+    return {"mode": "enforce_from has come: enforce"} if switched else {}
+
+
+def _keys(
+    values: Mapping[str, Value], given: Given, source: str = "default", notes: Optional[Mapping[str, str]] = None
+) -> Iterator[str]:
+    """Yield a line for each key; those with no note that are not in the file say what they come from."""
     for name, value in values.items():
-        yield f"{name} = {toml(value)}" + ("" if name in given else printable(f"  # {source}"))
+        comment = (notes or {}).get(name) or ("" if name in given else source)
+        yield f"{name} = {toml(value)}" + (printable(f"  # {comment}") if comment else "")
 
 
 def toml(value: Value) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pwd
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -95,6 +96,29 @@ def resign_ownership() -> None:
     """Make root root again; the state directory must not be touched after."""
     os.seteuid(os.getuid())
     os.setegid(os.getgid())
+
+
+def closed_to_owner(config: Config, paths: Sequence[Path]) -> tuple[str, list[Path]]:
+    """Return whose the state directory is, as the daemons' user, and those of *paths* that this user may not read.
+
+    Nobody but root can tell; for others, and before the first start, there are none.
+    """
+    if os.geteuid() != 0 or not config.state_directory.is_dir():
+        return "", []
+    owner = config.state_directory.stat()
+    try:
+        name = pwd.getpwuid(owner.st_uid).pw_name
+        groups = os.getgrouplist(name, owner.st_gid)
+    except KeyError:
+        name, groups = str(owner.st_uid), [owner.st_gid]
+    before = os.getgroups()
+    os.setgroups(groups)
+    become_owner(config)
+    try:
+        return name, [path for path in paths if not os.access(path, os.R_OK, effective_ids=True)]
+    finally:
+        resign_ownership()
+        os.setgroups(before)
 
 
 def open_store(config: Config) -> Store:

@@ -35,7 +35,8 @@ class Change:
         if self.what != "changed":
             values = {key: before if after is None else after for key, (before, after) in self.keys.items()}
             told = ", ".join(f"{key} = {toml(value)}" for key, value in values.items() if value)
-            return f"{self.what} {self.kind} {shown} ({told}): {_MEANS[self.what, self.kind]}"
+            means = "disabled, so no effect" if values.get("enabled") is False else _MEANS[self.what, self.kind]
+            return f"{self.what} {self.kind} {shown} ({told}): {means}"
         told = ", ".join(
             f"{key}: {_shown(before)} becomes {_shown(after)}" for key, (before, after) in self.keys.items()
         )
@@ -60,7 +61,7 @@ def difference(before: Organization, after: Organization) -> Iterator[Change]:
 def _entries(organization: Organization) -> dict[Entry, dict[str, Value]]:
     entries: dict[Entry, dict[str, Value]] = {}
     for domain in organization.accepted_domains:
-        values = domain_values(domain)
+        values = {**domain_values(domain), "default": domain.domain == organization.default_domain}
         entries["accepted domain", str(values.pop("domain"))] = values
     for connector in organization.connectors:
         values = connector_values(connector)

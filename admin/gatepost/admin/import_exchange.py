@@ -23,6 +23,7 @@ from gatepost.relay.exchange_export import Export, Exported, ExportError
 from gatepost.service import exports
 from gatepost.service.config import Config, load, parse, read
 from gatepost.service.tables import ConfigError
+from gatepost.service.upstream_config import own_connectors
 
 Document = dict[str, object]
 Given = Mapping[str, object]
@@ -32,7 +33,9 @@ Given = Mapping[str, object]
 class _Import:
     """What is known in the end.
 
-    before: the organisation in force, None where there is none or, *unknown*, where that can't be told.
+    before: the organisation in force, None where there is none or, *unknown*, where that can't be told. own: the
+    connectors that are this host's own, as [upstream] has it. replaced: the tables by hand that the files take the
+    place of, in words.
     """
 
     files: Sequence[Path]
@@ -42,6 +45,8 @@ class _Import:
     unknown: bool
     after: Config
     name: str
+    own: Sequence[Connector]
+    replaced: Sequence[str]
 
     @property
     def organization(self) -> Organization:
@@ -72,6 +77,10 @@ def run(path: Path, files: Sequence[Path], name: Optional[str], *, as_toml: bool
     if found is None:
         complain("whose exports are these? Name it: --organization NAME")
         return os.EX_USAGE
+    lost = _lost(_listed(_mine(raw, found), path), exported)
+    if lost:
+        complain(f"{lost} too, and they would be lost: name a new export of these as well")
+        return os.EX_CONFIG
     try:
         after = parse(_document(raw, path, found, files, exported), path)
     except ConfigError as error:
@@ -80,9 +89,11 @@ def run(path: Path, files: Sequence[Path], name: Optional[str], *, as_toml: bool
             complain(problem)
         return os.EX_CONFIG
     old = before.organizations.get(found) if before else None
-    result = _Import(files, exported, path, old, unknown, after, found)
+    own = _own(after, found)
+    replaced = list(_replaced(_mine(raw, found), path, _kinds_of(exported) - ({True} if own else set())))
+    result = _Import(files, exported, path, old, unknown, after, found, own, replaced)
     if as_json:
-        click.echo(json.dumps(_json(result), ensure_ascii=False, indent=2))
+        click.echo(json.dumps(_json(result), indent=2))
         return os.EX_OK
     for line in _words(result):
         click.echo(printable(line), err=as_toml)
@@ -138,17 +149,14 @@ def _organization(raw: Document, before: Optional[Config], exported: Sequence[Ex
 
 def _document(raw: Document, path: Path, name: str, files: Sequence[Path], exported: Sequence[Export]) -> Document:
     """Return the document in force with these files in place of what it has of their kind for the organisation."""
-    kinds = {record.is_connector for export in exported for record in export.records}
-    organizations = [dict(item) for item in _list(raw, "organization")]
-    mine = next((item for item in organizations if item.get("name") == name), None)
-    if mine is None:
-        mine = {"name": name}
+    kinds = _kinds_of(exported)
+    mine = dict(_mine(raw, name) or {"name": name})
+    organizations = [mine if item.get("name") == name else item for item in _list(raw, "organization")]
+    if mine not in organizations:
         organizations.append(mine)
-    there = mine.get("exchange_export", [])
-    listed = there if isinstance(there, list) else [there]
-    names = [item for item in listed if isinstance(item, str)]
-    kept = [item for item in (path.parent / item for item in names) if not kinds & _kinds(item)]
-    if not names:
+    listed = _listed(mine, path)
+    kept = [item for item in listed if not kinds & _kinds(item, broken={False, True})]  # that is replaced
+    if not listed:
         if False in kinds:  # what exports do not have stays
             entries = ({key: item[key] for key in ("domain", "srs_domain") if key in item} for item in _srs(mine))
             mine["accepted_domain"] = list(entries)
@@ -158,15 +166,59 @@ def _document(raw: Document, path: Path, name: str, files: Sequence[Path], expor
     return {**raw, "organization": organizations}
 
 
+def _mine(raw: Document, name: str) -> Given:
+    return next((item for item in _list(raw, "organization") if item.get("name") == name), {})
+
+
+def _listed(organization: Given, path: Path) -> list[Path]:
+    there = organization.get("exchange_export", [])
+    return [path.parent / item for item in (there if isinstance(there, list) else [there]) if isinstance(item, str)]
+
+
+def _own(after: Config, name: str) -> list[Connector]:
+    there = after.upstream
+    if there is None or there.organization != name:
+        return []
+    return own_connectors(there.connector, after.organizations[name])
+
+
+def _replaced(organization: Given, path: Path, kinds: set[bool]) -> Iterator[str]:
+    """Yield each table by hand that the comparison took for gone, and that counts as long as it is in the file."""
+    if _listed(organization, path):
+        return
+    if False in kinds:
+        for item in _list(organization, "accepted_domain"):
+            kept = " (but its srs_domain)" if "srs_domain" in item else ""
+            yield f"[[organization.accepted_domain]] {item.get('domain')}{kept}"
+    if True in kinds:
+        for item in _list(organization, "connector"):
+            yield f'[[organization.connector]] "{item.get("name")}"'
+
+
+def _lost(listed: Sequence[Path], exported: Sequence[Export]) -> str:
+    """Return what a file in force has that no file takes the place of, "" for nothing."""
+    kinds = _kinds_of(exported)
+    for path in listed:
+        there = _kinds(path, broken=set())
+        if kinds & there and there - kinds:
+            return f"{path} has {'connectors' if True in there - kinds else 'accepted domains'}"
+    return ""
+
+
 def _srs(organization: Given) -> list[Given]:
     return [item for item in _list(organization, "accepted_domain") if "srs_domain" in item]
 
 
-def _kinds(path: Path) -> set[bool]:
+def _kinds(path: Path, broken: set[bool]) -> set[bool]:
+    """Return whether a file has connectors, accepted domains, both; *broken* where that can't be told."""
     try:
-        return {record.is_connector for record in exports.read_file(path).records}
-    except ExportError:  # gone or broken, and about to be replaced
-        return {False, True}
+        return _kinds_of([exports.read_file(path)])
+    except ExportError:
+        return broken
+
+
+def _kinds_of(exported: Sequence[Export]) -> set[bool]:
+    return {record.is_connector for export in exported for record in export.records}
 
 
 def _list(raw: Given, name: str) -> list[Given]:
@@ -188,8 +240,23 @@ def _words(result: _Import) -> Iterator[str]:
         yield f"Compared with {result.path}: " + _count(len(changes))
         yield from (f"  {change}" for change in changes)
         yield ""
+    yield from _advice(result)
     yield f"In {result.path}, with the files beside it (they are loaded by themselves when they change):"
     yield ""
+
+
+def _advice(result: _Import) -> Iterator[str]:
+    """Yield what the lines alone do not tell."""
+    if result.replaced:
+        yield f"Take these out of {result.path}, or they go on to count beside the files:"
+        yield from (f"  {item}" for item in result.replaced)
+        yield ""
+    connectors = any(isinstance(item.item, Connector) for item in result.records)
+    if result.own or (connectors and result.after.upstream is None):
+        yield "A connector here is for hosts that send to this one. Where this one sends on to Exchange Online, the"
+        yield "connector for it there goes into [upstream]: take the file of the accepted domains alone, and declare"
+        yield "your hosts with [[organization.connector]]."
+        yield ""
 
 
 def _count(number: int) -> str:
@@ -208,6 +275,8 @@ def _file(result: _Import, export: Export) -> Iterator[str]:
         disabled = ", disabled" if isinstance(record.item, Connector) and not record.item.enabled else ""
         yield f"    taken {record}{disabled}{changed}"
         yield from (f"      note: {note}" for note in record.notes)
+        if record.item in result.own:
+            yield "      note: this host's own, as [upstream] has it: it lets none of your clients relay"
     if not export.records:
         yield "    no record in it"
     if export.ignored:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Callable, Optional
 
 from gatepost.admin.report_model import Group, Job, ReportType, Row, Summary
-from gatepost.service.ledger import DEFER, NOT_RELAYED, PASS, QUARANTINE, REJECT, REWRITE, TAG, Entry
+from gatepost.service.ledger import DEFER, MEND, NOT_RELAYED, PASS, QUARANTINE, REJECT, REWRITE, TAG, Entry
 from gatepost.service.report_store import Found
 
 SAMPLES = 5
@@ -20,6 +20,7 @@ _STATUS = {
     DEFER: "Deferred",
     QUARANTINE: "Held",
     TAG: "Tagged",
+    MEND: "Rewritten",
 }
 
 

@@ -19,10 +19,11 @@ from gatepost.admin.report_commands import Ended, faults_reported, ready_databas
 from gatepost.admin.report_model import Job, ReportType
 from gatepost.admin.report_request import NOT_STARTED, in_a_labels
 from gatepost.admin.report_run import Result, Selection, run
+from gatepost.admin.report_summary import NO_MAIL
 from gatepost.relay import Organization
 from gatepost.service.config import Config
 from gatepost.service.database import Database
-from gatepost.service.report_store import entries
+from gatepost.service.report_store import begins, entries
 from gatepost.service.snapshot import Snapshot
 
 LEDGER_DAYS = 30
@@ -30,7 +31,10 @@ CONDITION = "WouldRefuse"
 
 
 def notify(path: Path, within_days: int, *, dry_run: bool) -> int:
-    """Mail every organization that switches within so many days and is affected; return the exit status."""
+    """Mail every organization that switches within so many days and is affected; return the exit status.
+
+    That is EX_TEMPFAIL where a mail failed, or the ledger has no mail to judge by.
+    """
     with problems_reported():
         snapshot, _ = snapshot_with_placeholder(path)
     now = datetime.now(timezone.utc).replace(microsecond=0)
@@ -64,11 +68,18 @@ def _tell(
     *,
     dry_run: bool,
 ) -> bool:
-    """Tell one organization, if it is affected, and the person at the terminal in any case. False: mail failed."""
+    """Tell one organization, if it is affected, and the person at the terminal in any case.
+
+    False: mail failed, or the ledger can't tell.
+    """
     name = organization.name
     job = _job(name, at, now)
     start, end = job.start.timestamp(), job.end.timestamp()
     if next(entries(database, CONDITION, start, end, name), None) is None:
+        ledger_begins = begins(database)
+        if ledger_begins is None or ledger_begins >= end:
+            complain(f"{name}: {NO_MAIL}")
+            return False
         click.echo(f"{name}: not affected by the switch on {in_words(at)}, so nobody is told.")
         return True
     addresses = tuple(map(in_a_labels, snapshot.config.settings[name].notify_addresses))

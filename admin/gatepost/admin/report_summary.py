@@ -15,7 +15,7 @@ from typing import Optional
 from gatepost.admin.report import Messages, client_of, sender_domain, utc
 from gatepost.admin.report_model import Group, Job, ReportType, Summary
 from gatepost.relay import Client, Mail, Reason, Result, Rules, RuleSet, attribute, domain_of, explain
-from gatepost.service.ledger import DEFER, NOT_RELAYED, QUARANTINE, REJECT, TAG, Entry
+from gatepost.service.ledger import DEFER, MEND, NOT_RELAYED, QUARANTINE, REJECT, TAG, Entry
 from gatepost.service.report_store import Found
 
 GROUPS = 50
@@ -30,6 +30,7 @@ _SRS = {
     "srs-not-a-bounce": "The recipient is an SRS address of this host, which takes only bounces (null sender).",
     "srs-beside-others": "The recipient is an SRS address of this host, which takes no other recipient beside it.",
     "sender-unrewritable": "P1 must be rewritten by SRS, and is too long or no address.",
+    "too-many-tags": "The message came with more X-Gatepost-Relay headers than gatepost removes.",
 }
 _LONGER = "Raise srs.validity_days if bounces are to be taken back for longer."
 _SRS_REMEDIES = {
@@ -42,7 +43,8 @@ _SRS_REMEDIES = {
 _WAY_IN_UNKNOWN = (
     "P1 is in no accepted domain, so SRS rewrote it. Only the egress hop saw this mail; how it came in is not known."
 )
-_DONE = {REJECT: "refused", DEFER: "put off", QUARANTINE: "held", TAG: "tagged"}
+_DONE = {REJECT: "refused", DEFER: "put off", QUARANTINE: "held", TAG: "tagged", MEND: "rewritten"}
+NO_MAIL = "The ledger has no mail of that time, so nothing can be said of it."
 _BY_NOW = "Relayed by the configuration in force; nothing has to be changed any more."
 
 
@@ -180,7 +182,7 @@ def _problem(sample: Entry, rules: Rules, report_type: ReportType) -> tuple[str,
     verdict = attribute(client, mail, domain_of(sample.recipient), rules, RuleSet.CURRENT)
     if verdict.result is Result.REFUSE:
         words = explain(verdict, client, mail, sample.recipient, RuleSet.CURRENT)
-        return words.failed, words.remedies
+        return words.failed, (*words.remedies, *words.also)
     if report_type is ReportType.REWRITTEN:
         return "P1 is in no accepted domain, so SRS rewrote it; nothing has to be changed.", ()
     if report_type is ReportType.NON_ACCEPTED_DOMAIN and not _accepted(rules, sample.sender_domain):
@@ -210,7 +212,7 @@ def limited(summary: Summary, job: Job, begins: Optional[float], refusals: Optio
     to make room.
     """
     if begins is None or utc(begins) >= job.end:
-        return replace(summary, sentence="The ledger has no mail of that time, so nothing can be said of it.")
+        return replace(summary, sentence=NO_MAIL)
     sentences, first = [summary.sentence], max(utc(begins), job.start)
     if first.date() > job.start.date():
         sentences.append(f"The ledger begins on {first.day} {first:%B %Y}.")

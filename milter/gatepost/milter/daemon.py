@@ -34,7 +34,7 @@ from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 
 MACROS = {
-    milter.M_CONNECT: "j {daemon_name} {client_resolve} {client_ptr}",
+    milter.M_CONNECT: "j {daemon_name} {daemon_addr} {daemon_port} {client_resolve} {client_ptr}",
     milter.M_HELO: "",
     milter.M_ENVFROM: f"i {{auth_authen}} {{mail_addr}} {identity.MACROS}",
     milter.M_ENVRCPT: "i {rcpt_addr}",
@@ -218,9 +218,9 @@ class MilterDaemon:
         return milter.NOREPLY
 
     def _data(self, ctx: Context) -> int:
-        """Nothing is decided here but for recipients that the milter itself gives back."""
+        """Nothing is decided here unless something asks for it, see `_decides_at_data`."""
         worker = self._worker
-        if worker is not None and worker.snapshot.config.srs.reverse is not ReverseBy.MILTER:
+        if worker is not None and not _decides_at_data(worker.snapshot):
             return int(milter.CONTINUE)
         return self._guarded("data", ctx, Session.data, ())
 
@@ -296,6 +296,15 @@ class MilterDaemon:
                 busy = any(session.busy for session in self._sessions)
                 idle = not busy if time.monotonic() > began + LINGER_S else not self._sessions
             idle_looks = idle_looks + 1 if idle else 0
+
+
+def _decides_at_data(snapshot: Snapshot) -> bool:
+    """Tell whether the milter gives SRS recipients back, or decides something later that may never come."""
+    return (
+        snapshot.config.srs.reverse is ReverseBy.MILTER
+        or snapshot.config.relay.requirements is RuleSet.LEGACY
+        or not snapshot.actions.isdisjoint((RefusalAction.QUARANTINE, RefusalAction.TAG, RefusalAction.REWRITE))
+    )
 
 
 def _changes_wanted(snapshot: Snapshot) -> int:

@@ -9,7 +9,7 @@ from typing import Optional
 from gatepost.relay import Client
 from gatepost.service.addresses import decode_xtext
 from gatepost.service.certificates import NO_CERTIFICATE, Shown
-from gatepost.service.presented import Presented, matter
+from gatepost.service.presented import Presented, matter, server
 from gatepost.service.presented import client as presenter
 from gatepost.service.snapshot import Snapshot
 
@@ -57,6 +57,7 @@ class Identity:
         self._local = port == 0 and ip in ("127.0.0.1", "::1")  # how Postfix reports sendmail(1)
         self._login = ""
         self._told = NO_CERTIFICATE
+        self._server = ""
         self._clients: dict[tuple[tuple[str, ...], str], Client] = {}
 
     @property
@@ -67,6 +68,8 @@ class Identity:
     def at_mail(self, macro: Callable[[str], str]) -> tuple[Client, Shown]:
         """Return the client as the MTA's macros show it, and what they tell of its certificate."""
         self._told = shown(macro)
+        if self._waits_for_report:
+            self._server = server(macro("{daemon_addr}"), macro("{daemon_port}"))
         self._login = macro("{auth_authen}")
         return self._client(self._told), self._told
 
@@ -76,10 +79,14 @@ class Identity:
         reverse_path, rcpt: as in policy requests. now: Unix seconds.
         """
         told = self._told
-        if told.issuer and not told.fingerprint and self._presented is not None:
-            found = self._presented.take(self._key, matter(reverse_path, rcpt, told), now)
+        if self._waits_for_report and self._presented is not None:
+            found = self._presented.take(self._key, matter(reverse_path, rcpt, told, self._server), now)
             told = told._replace(fingerprint=found)
         return self._client(told), told
+
+    @property
+    def _waits_for_report(self) -> bool:
+        return bool(self._told.issuer) and not self._told.fingerprint
 
     def _client(self, told: Shown) -> Client:
         key = self._snapshot.certificates.names_of(told), self._login

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, Optional
 
 from gatepost.milter.transaction import Recipient, Transaction, header_addresses
-from gatepost.relay import Mail, Organization, RuleSet
+from gatepost.relay import Mail, Organization, Result, RuleSet
 from gatepost.service.client_names import UNKNOWN, Name
-from gatepost.service.flow import Judgement, at_upstream
+from gatepost.service.flow import Judgement, Treatment, at_upstream
 from gatepost.service.ledger import (
+    MEND,
     PASS,
     REJECT,
     RETURN,
@@ -69,6 +70,8 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> En
     both = both_verdicts(seen.snapshot, item.client, mail, item.rcpt, verdict)
     names = ", ".join(item.client.certificate_names)
     entry = base._replace(recipient=(item.by_policyd or item.rcpt).lower(), certificate_names=names)
+    if verdict.result is Result.REFUSE and item.judgement.treatment is Treatment.REWRITE:
+        entry = entry._replace(action=MEND)
     if item.by_policyd:
         return entry._replace(verdict_legacy=both[1])
     return with_upstream(with_verdict(entry, verdict, both), item.judgement.upstream)

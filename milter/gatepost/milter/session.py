@@ -21,7 +21,7 @@ from gatepost.service.addresses import domain_of, plain, routed, unquoted
 from gatepost.service.client_names import UNKNOWN, Name, reported
 from gatepost.service.flow import WHOLE_MESSAGE, Judgement, Treatment
 from gatepost.service.hops import NOTE_AGE_S, Hop, organization_digest, policyd_key
-from gatepost.service.ledger import DEFER, NOT_RELAYED, QUARANTINE, REJECT
+from gatepost.service.ledger import DEFER, QUARANTINE, REJECT, TURNED_DOWN
 from gatepost.service.ledger import TAG as TAG_ACTION
 from gatepost.service.organizations import RefusalAction
 from gatepost.service.reference import new_reference
@@ -37,6 +37,7 @@ from gatepost.service.replies import (
     SRS_APART,
     SRS_FORGED,
     STORE_AWAY,
+    TOO_MANY_TAGS,
     TRY_APART,
     UNREWRITABLE,
     Reply,
@@ -55,7 +56,8 @@ TAG = "X-Gatepost-Relay"
 """The header of mail that passes although the rule refuses it; from a client it is removed."""
 HEADERS = frozenset(("from", "message-id", "subject", "received", "x-sieve-redirected-from", TAG.lower()))
 """P2 and what else the ledger has of a message; on the egress hop our own Received lines; Sieve's; our own."""
-_TURNED_DOWN = frozenset((*NOT_RELAYED, "monitor"))
+_TAGS = 20
+"""How many of them are removed. Thousands of changes to one message bring Postfix's cleanup(8) down."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _SOURCE_ROUTE = re.compile(r'(?<=^<)@[^:"]*:')  # Postfix forgets it, and knows no such recipient to delete
 
@@ -160,7 +162,8 @@ class Session:
         """Tell whether SPF has a say. Not on the egress hop: what the map has sent there is rewritten."""
         if transaction.bypassed or self._egress:
             return False
-        return rewriting.egress(self._snapshot, transaction.reverse_path) is not Egress.OUT
+        snapshot = self._snapshot
+        return snapshot.enforces_at_all and rewriting.leaving(snapshot, transaction.reverse_path) is not Egress.OUT
 
     def _spared(self, transaction: Transaction) -> bool:
         """Tell whether SPF lets this sender leave as it is; the first call waits for DNS, for a bounded time."""
@@ -174,7 +177,10 @@ class Session:
         client = transaction.client
         judgement = flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen)
         if judgement.treatment in (Treatment.REWRITE, Treatment.UNREWRITABLE) and self._spared(transaction):
-            return flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen, spared=True)
+            judgement = flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen, spared=True)
+        if judgement.treatment is Treatment.DEFER and self._local:
+            # sendmail(1) has gone, so Postfix would try again for ever, and nobody would hear of it.
+            return replace(judgement, treatment=Treatment.REFUSE)
         return judgement
 
     def rcpt(self, path: str, parameters: Sequence[str]) -> Optional[Reply]:
@@ -297,9 +303,45 @@ class Session:
         return reply
 
     def data(self) -> Optional[Reply]:
-        """Refuse a message to SRS recipients that is no bounce; not at RCPT, where other sites' callouts probe."""
+        """Refuse what can't be refused at RCPT, and can't wait for the end."""
         transaction = self._transaction
-        if transaction is None or not (transaction.returning and self._unwelcome(transaction)):
+        if transaction is None:
+            return None
+        return self._out_of_reach(transaction) or self._no_bounce(transaction)
+
+    def _out_of_reach(self, transaction: Transaction) -> Optional[Reply]:
+        """Refuse what is held, tagged or judged by its headers later, where nothing more of the message comes.
+
+        That is behind smtpd_proxy_filter; the message goes straight there and, by now, has no queue ID only then.
+        """
+        judgements = [item.judgement for item in transaction.recipients if self._waits_for_end(item.judgement)]
+        if not judgements or self._queue_id(transaction):
+            return None
+        if judgements[0].treatment is Treatment.UNDECIDED:
+            log.error(
+                f'a message of {log.address(transaction.reverse_path)} is put off: requirements = "legacy" needs its '
+                "headers, and behind smtpd_proxy_filter milters get none"
+            )
+            self._series.add(metrics.ERRORS, ("milter", "proxy-filter"))
+            return FAULT
+        reply = None
+        for item in transaction.recipients:  # they are alike, see `flow.together`
+            transaction.client = item.client
+            reply = self._refused(transaction, item.rcpt, replace(item.judgement, treatment=Treatment.REFUSE))
+        return reply
+
+    def _waits_for_end(self, judgement: Judgement) -> bool:
+        """Tell whether the rule comes into force after DATA only."""
+        if not judgement.enforce or judgement.verdict.result is not Result.REFUSE:
+            return False
+        treatments = {*WHOLE_MESSAGE, Treatment.UNDECIDED}
+        if self._snapshot.config.egress is None:
+            treatments.add(Treatment.REWRITE)
+        return judgement.treatment in treatments
+
+    def _no_bounce(self, transaction: Transaction) -> Optional[Reply]:
+        """Refuse a message to SRS recipients that is no bounce; not at RCPT, where other sites' callouts probe."""
+        if not (transaction.returning and self._unwelcome(transaction)):
             return None
         first, *others = (path.strip("<>") for path, _ in transaction.returning)
         reply = self._refuse_srs(transaction, first, BOUNCES_ONLY, "srs-not-a-bounce")
@@ -396,6 +438,8 @@ class Session:
             return transaction.refusal
         if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
             return FAULT  # the end of the headers never came
+        if RefusalAction.TAG in self._snapshot.actions and transaction.tags > _TAGS:
+            return self._too_many_tags(transaction)
         rewritten, action = self._ingress_sender(transaction, now), "return" if transaction.returning else "pass"
         if rewritten is not None:
             rewritten, action = self._settled(rewritten), "rewrite"
@@ -407,6 +451,18 @@ class Session:
             self._spared(transaction)  # so that the map, which never waits, knows it
         self._return(transaction, changes)
         return self._finish(transaction, self._hold_or_tag(transaction, changes) or action, rewritten)
+
+    def _too_many_tags(self, transaction: Transaction) -> Reply:
+        reason = "too-many-tags"
+        for item in transaction.recipients:
+            self._record_refusal(transaction, item.rcpt, item.judgement, reason)
+        for path, _ in transaction.returning:
+            self._record_refusal(transaction, path.strip("<>"), None, reason)
+        self._series.add(metrics.MESSAGES, ("milter", REJECT))
+        first = transaction.recipients[0].judgement if transaction.recipients else None
+        count = len(transaction.recipients) + len(transaction.returning)
+        self._log(REJECT, transaction, first, f"nrcpt={count}, ", reason)
+        return TOO_MANY_TAGS
 
     def _hold_or_tag(self, transaction: Transaction, changes: Changes) -> str:
         """Do what the rule's action asks for the whole message; return its name, "" for none.
@@ -645,7 +701,7 @@ class Session:
         organization = judgement.verdict.organization if judgement else self._hop_organization(transaction.hop)
         fields = [
             f"action={action}, from={log.address(transaction.reverse_path)}, {details}client={self._ip or 'unknown'}",
-            f"helo={log.helo(self._helo)}" if self._helo and action in _TURNED_DOWN else "",
+            f"helo={log.helo(self._helo)}" if self._helo and action in TURNED_DOWN else "",
             f"organization={organization.name}" if organization else "",
             f"reason={reason or (judgement.verdict.reason.value if judgement else '')}" if reason or judgement else "",
             *(f"{name}={value}" for name, value in log_fields(judgement.upstream if judgement else None).items()),

@@ -17,7 +17,7 @@ from gatepost.policyd.attributes import Attributes, certificate, text
 from gatepost.relay import Client, Mail, Result
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Judgement, Treatment
-from gatepost.service.ledger import DEFER, LEFT_TO_MTA, PASS, QUARANTINE, REJECT, RETURN
+from gatepost.service.ledger import DEFER, LEFT_TO_MTA, MEND, PASS, QUARANTINE, REJECT, RETURN, TURNED_DOWN
 from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.organizations import RefusalAction
 from gatepost.service.reversal import Bounce, Stored
@@ -45,7 +45,8 @@ class Answer:
 
     log: the line for the log, "" for none. bounce: what the recipient turned out to be, where that decided.
     judgement: the relay rule's, where that was asked. refused, passed: for the ledger, the recipient that is refused
-    here, and those that the message goes on with. noted: the reference that the milter shall find for this recipient.
+    here, and those that the message goes on with; one that is held is refused until then, for Postfix may refuse it
+    yet. noted: the reference that the milter shall find for this recipient.
     """
 
     action: Action
@@ -58,8 +59,6 @@ class Answer:
     noted: str = ""
 
 
-_TURNED_DOWN = ("reject", "defer", "hold", "monitor")
-
 DUNNO = Answer(Action.DUNNO, "DUNNO")
 
 
@@ -71,7 +70,8 @@ class Transaction:
     reversed; held: the first one for which the message is held; other: the first one of any other kind; "" where there
     was none. Postfix uses one connection for
     all requests about a message, unless that was idle for 300 s or 1000 s old, or its worker was replaced:
-    then it is incomplete. reference: the message's in the ledger. passed: the entries of recipients let through.
+    then it is incomplete. reference: the message's in the ledger. passed: the entries of recipients let through; count:
+    how many these are, recorded or not.
     """
 
     instance: bytes = b""
@@ -81,6 +81,7 @@ class Transaction:
     other: str = ""
     reference: str = ""
     passed: tuple[LedgerEntry, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def decide(
         queue_id = text(request, b"queue_id")
         if _records(snapshot) and not before.passed and _single(request):  # another worker saw RCPT, and is gone
             reference = aids.noted(request) or before.reference
-            before = _rcpt(snapshot, request, replace(before, reference=reference), now, aids)[1]
+            alone = replace(before, complete=True, reference=reference)
+            before = _rcpt(snapshot, request, alone, now, aids)[1]
         passed = () if answer.action in (Action.REJECT, Action.DEFER) else before.passed
         if _single(request):  # those beside it Postfix has refused
             passed = tuple(item for item in passed if item.recipient == text(request, b"recipient").lower())
@@ -175,20 +177,24 @@ def _rcpt(
         return answer, before
     # HOLD is for the whole message: no other recipient may be in it, nor one that was taken unseen.
     held = answer.action is Action.HOLD
-    if before.bounce or before.other or not before.complete if held else before.held:
+    unseen = not before.complete and _may_hold(snapshot)
+    if unseen or (before.bounce or before.other if held else before.held):
         line = _line(request, "defer", reason="held-beside-others")
         return Answer(Action.DEFER, str(replies.TRY_APART), line), before
     if held:
         return _passed(snapshot, request, answer, replace(before, held=before.held or rcpt), now, QUARANTINE)
     if returning:
         return _passed(snapshot, request, answer, replace(before, bounce=before.bounce or rcpt), now, RETURN)
-    return _passed(snapshot, request, answer, replace(before, other=before.other or rcpt), now)
+    mended = answer.action is Action.OK and answer.judgement and answer.judgement.verdict.result is Result.REFUSE
+    after = replace(before, other=before.other or rcpt)
+    return _passed(snapshot, request, answer, after, now, MEND if mended else PASS)
 
 
 def _passed(
     snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int, action: str = PASS
 ) -> tuple[Answer, Transaction]:
     """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
+    after = replace(after, count=after.count + 1)
     if not _records(snapshot):
         return answer, after
     verdict = answer.judgement.verdict if answer.judgement else None
@@ -196,6 +202,10 @@ def _passed(
     reason = LEFT_TO_MTA if left else ""
     entry = recording.entry(snapshot, request, after.reference, now, action, answer.judgement, reason)
     return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
+
+
+def _may_hold(snapshot: Snapshot) -> bool:
+    return RefusalAction.QUARANTINE in snapshot.actions and snapshot.config.relay.enforced_by == "policyd"
 
 
 def _records(snapshot: Snapshot) -> bool:
@@ -238,8 +248,13 @@ def _must_wait(snapshot: Snapshot, request: Attributes, before: Transaction, rcp
     return bool(before.bounce)
 
 
-def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, now: int) -> Answer:
-    """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours."""
+def _relay(
+    snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, now: int, *, may_hold: bool = True
+) -> Answer:
+    """Apply the relay rule where policyd is what applies it; *rcpt* is no SRS address of ours.
+
+    may_hold: what would be held is refused where that can't be done.
+    """
     routed = addresses.routed(rcpt)
     if snapshot.config.relay.enforced_by != "policyd" or not ("@" in rcpt or routed):  # Postfix adds its own domain
         return DUNNO
@@ -271,11 +286,14 @@ def _relay(snapshot: Snapshot, request: Attributes, rcpt: str, reference: str, n
     if not judgement.enforce:
         line = _line(request, "monitor", **names, reference=reference)
         return Answer(Action.DUNNO, "DUNNO", line, judgement=judgement)
+    if judgement.treatment is Treatment.REWRITE:  # the egress hop does it
+        return Answer(Action.OK, "OK", _line(request, "ok", **names), judgement=judgement)
     names["reference"] = reference
     action = snapshot.action(verdict.organization)
-    if action is RefusalAction.QUARANTINE:
+    if action is RefusalAction.QUARANTINE and may_hold:
+        entry = recording.entry(snapshot, request, reference, now, REJECT, judgement)
         held = f"HOLD gatepost: {verdict.reason.value} [{reference}]"
-        return Answer(Action.HOLD, held, _line(request, QUARANTINE, **names), judgement=judgement)
+        return Answer(Action.HOLD, held, _line(request, QUARANTINE, **names), judgement=judgement, refused=entry)
     if action is RefusalAction.TEMPFAIL:
         done, reply, label = Action.DEFER, replies.RELAY_DEFERRED, DEFER
     else:
@@ -307,6 +325,10 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     reversed_ = reversal.reverse(snapshot, rcpt, now, aids.stored)
     returning = reversed_.bounce is Bounce.ORIGINAL
     named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
+    if not (returning or request.get(b"queue_id")) and _may_hold(snapshot):
+        answer = _unheld(snapshot, request, before, now, aids)
+        if answer is not None:
+            return answer
     if not flow.may_write_to_srs(snapshot, text(request, b"sender")):
         if not returning:
             return DUNNO
@@ -321,6 +343,22 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
     if redirect and not single and not before.complete and not request.get(b"sender"):
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     return DUNNO
+
+
+def _unheld(snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids) -> Optional[Answer]:
+    """Refuse what was to be held and has no queue ID by now: Postfix has not heeded HOLD, for it goes straight on.
+
+    That is behind smtpd_proxy_filter, where no queue ID tells at RCPT either that others were taken unseen.
+    """
+    single = _single(request)
+    taken = text(request, b"recipient_count")
+    if not single and not before.held and not (taken.isascii() and taken.isdigit() and int(taken) <= before.count):
+        return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
+    rcpt = text(request, b"recipient") if single else before.held
+    named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
+    reference = aids.noted(named) or before.reference
+    answer = _relay(snapshot, named, rcpt, reference, now, may_hold=False)
+    return replace(answer, judgement=None) if answer.action is Action.REJECT else None  # counted at RCPT
 
 
 def rcpt_at_data(request: Attributes, before: Transaction) -> str:
@@ -393,7 +431,7 @@ def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) 
         "to": log.address(text(request, b"recipient")),
         "redirect": log.address(redirect) if redirect else "",
         "client": text(request, b"client_address"),
-        **({"helo": helo} if action in _TURNED_DOWN else {}),
+        **({"helo": helo} if action in TURNED_DOWN else {}),
         **more,
     }
     queue_id = text(request, b"queue_id") or "NOQUEUE"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from gatepost.policyd.attributes import Attributes, certificate, text
 from gatepost.service import log, shared
-from gatepost.service.presented import client, matter
+from gatepost.service.presented import client, matter, server
 from gatepost.service.snapshot import Snapshot
 
 SAME_WARNING_S = 3600.0
@@ -28,7 +28,8 @@ class Presenting:
         if self._table is not None:
             key = client(text(request, b"client_address"), text(request, b"client_port"))
             if shown.issuer:
-                about = matter(text(request, b"sender"), text(request, b"recipient"), shown)
+                at = server(text(request, b"server_address"), text(request, b"server_port"))
+                about = matter(text(request, b"sender"), text(request, b"recipient"), shown, at)
                 self._table.report(key, about, shown.fingerprint, now)
             else:
                 self._table.report_none(key, now)

@@ -7,14 +7,15 @@ and does not count for the relay rule is left out, and the record says why.
 
 from __future__ import annotations
 
-import ipaddress
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Optional, Union
 
 from gatepost.relay.names import certificate_domain, normalize_domain
-from gatepost.relay.organization import AcceptedDomain, Connector, DomainType, Network
+from gatepost.relay.organization import AcceptedDomain, Connector, DomainType, Network, network_of
 from gatepost.relay.powershell import Record, UnreadableError, records
 
 # .NET's enums, which ConvertTo-Json writes as numbers where the objects are live ones.
@@ -166,11 +167,14 @@ def _accepted_domain(reading: _Reading) -> Exported:
     subdomains = reading.boolean("MatchSubDomains")
     if not wildcard:
         reading.taken_as("MatchSubDomains", "false")
+    taken_as = _DOMAIN_TYPES.get((kind or "").lower(), DomainType.AUTHORITATIVE)
+    if (subdomains or wildcard) and taken_as is not DomainType.INTERNAL_RELAY:
+        reading.notes.append("Exchange Online takes MatchSubDomains with DomainType InternalRelay only")
     if reading.boolean("OutboundOnly"):
         reading.notes.append("OutboundOnly: it sends, and that is what relaying is about, so it counts")
     item = AcceptedDomain(
         domain or "",
-        _DOMAIN_TYPES.get((kind or "").lower(), DomainType.AUTHORITATIVE),
+        taken_as,
         default=bool(reading.boolean("Default")),
         match_subdomains=bool(subdomains) or wildcard,
     )
@@ -183,7 +187,7 @@ def _accepted_domain(reading: _Reading) -> Exported:
 
 
 def _connector(reading: _Reading) -> Exported:
-    name = reading.text("Name") or reading.text("Identity") or ""
+    name = _with_plain_spaces(reading.text("Name") or reading.text("Identity") or "")
     reading.label += f" ({name})"
     if not name:
         reading.problem("Name", "missing")
@@ -216,12 +220,17 @@ def _connector(reading: _Reading) -> Exported:
     return replace(found, item=item)
 
 
+def _with_plain_spaces(name: str) -> str:
+    """Return a name with a space for each character that is not printed and controls nothing, such as U+00A0."""
+    plain = (item if item.isprintable() or unicodedata.category(item) in ("Cc", "Cs") else " " for item in name)
+    return "".join(plain).strip(" ")
+
+
 def _networks(reading: _Reading) -> tuple[Network, ...]:
     networks: list[Network] = []
     for text in reading.texts("SenderIPAddresses"):
-        try:
-            network = ipaddress.ip_network(text, strict=False)
-        except ValueError:
+        network = network_of(text)
+        if network is None:
             reading.problem("SenderIPAddresses", f'"{text}" is no IP address or network')
             continue
         if network.version == 6 or network.prefixlen < 24:
@@ -263,18 +272,20 @@ def limited(records: Sequence[Exported], accepted: Iterable[str]) -> tuple[Expor
     accepted: all the accepted domains that the organisation has. Exchange may name one by its Name or Identity. A
     connector must not count for more than it is limited to, so one without any that is known is left out.
     """
-    domains = {domain: domain for domain in accepted}
+    domains = frozenset(accepted)
+    aliases: dict[str, str] = {}
     for record in records:
         if record.name in domains and not record.is_connector:
-            domains.update(dict.fromkeys(record.aliases, record.name))
-    return tuple(_limited(record, domains) for record in records)
+            aliases.update(dict.fromkeys(record.aliases, record.name))
+    return tuple(_limited(record, domains, aliases) for record in records)
 
 
-def _limited(record: Exported, domains: Mapping[str, str]) -> Exported:
+def _limited(record: Exported, domains: AbstractSet[str], aliases: Mapping[str, str]) -> Exported:
     if not isinstance(record.item, Connector) or not record.item.associated_accepted_domains:
         return record
     given = record.item.associated_accepted_domains
-    found = [domains.get(text.lower()) or domains.get(normalize_domain(text) or "") for text in given]
+    normal = [normalize_domain(text) for text in given]
+    found = [domain if domain in domains else aliases.get(text.lower()) for text, domain in zip(given, normal)]
     known = tuple(dict.fromkeys(domain for domain in found if domain))
     unknown = ", ".join(text for text, domain in zip(given, found) if not domain)
     if not known:

@@ -9,6 +9,10 @@ from typing import Optional
 MAX_DOMAIN = 253
 """Longest domain name in characters (RFC 1035, 2.3.4, without the root label)."""
 
+NO_NAME = "no name known"
+"""What stands in the place of the names of a trusted certificate where these are not known, for explanations."""
+_FINGERPRINT = f"{NO_NAME}: "
+
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _is_domain = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
 
@@ -48,6 +52,13 @@ def domain_of(address: str) -> Optional[str]:
 def certificate_domain(name: str) -> Optional[str]:
     """Return the domain that the certificate name *name* stands for: `*.contoso.com` is contoso.com (R9)."""
     return normalize_domain(name[2:] if name.startswith("*.") else name)
+
+
+def nameless(name: str) -> Optional[str]:
+    """Return `fingerprint …` of a certificate whose names are not known, "" where that is not known; None of others."""
+    if name == NO_NAME:
+        return ""
+    return name[len(_FINGERPRINT) :] if name.startswith(_FINGERPRINT) else None
 
 
 def parent(domain: str) -> str:

@@ -5,10 +5,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Optional, Union
 
 Network = Union[IPv4Network, IPv6Network]
+
+
+def network_of(text: str) -> Optional[Network]:
+    """Return an address or a network in CIDR notation, host bits allowed (R7); None where it is neither.
+
+    Masks in their stead, as in 203.0.113.5/0.0.0.0, mean networks that nobody reading them expects.
+    """
+    _, slash, length = text.partition("/")
+    try:
+        return None if slash and not length.isdigit() else ip_network(text, strict=False)
+    except ValueError:
+        return None
 
 
 class DomainType(Enum):

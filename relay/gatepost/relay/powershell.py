@@ -11,7 +11,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Optional
 
@@ -68,17 +68,35 @@ class Record:
             return None
 
 
+class _Fields(dict[str, object]):
+    """An object of JSON or a row of CSV. twice: a name that it has more than once, case apart; "" where none is."""
+
+    def __init__(self, pairs: Iterable[tuple[str, object]]) -> None:
+        super().__init__()
+        self.twice = ""
+        names = set()
+        for name, value in pairs:
+            if name.lower() in names:
+                self.twice = name
+            names.add(name.lower())
+            self[name] = value
+
+
 def records(octets: bytes) -> list[Record]:
     """Return the records of a file, which may have one or many. Raises UnreadableError."""
     text = _decoded(octets).strip()
     if not text:
         raise UnreadableError("is empty: the command that should fill it printed nothing")
     if text[0] in "[{":
-        return [Record(item) for item in _objects(text)]
-    found = [Record(item) for item in _rows(text)]
-    if not found:
-        raise UnreadableError("is neither JSON nor CSV with a header and records")
-    return found
+        found = _objects(text)
+    else:
+        found = list(_rows(text))
+        if not found:
+            raise UnreadableError("is neither JSON nor CSV with a header and records")
+    for number, item in enumerate(found, 1):
+        if item.twice:
+            raise UnreadableError(f"record {number} has the field {item.twice} twice")
+    return [Record(item) for item in found]
 
 
 def _decoded(octets: bytes) -> str:
@@ -94,17 +112,17 @@ def _decoded(octets: bytes) -> str:
         ) from error
 
 
-def _objects(text: str) -> list[dict[str, object]]:
+def _objects(text: str) -> list[_Fields]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_Fields)
     except RecursionError as error:
         raise UnreadableError("is nested too deeply") from error
     except ValueError as error:
         raise UnreadableError(f"is not JSON: {error}") from error
     found = _unwrapped(document)
-    items: list[dict[str, object]] = []
+    items: list[_Fields] = []
     for number, item in enumerate(found if isinstance(found, list) else [found], 1):
-        if not isinstance(item, dict):
+        if not isinstance(item, _Fields):
             raise UnreadableError(f"record {number} is no object but {_shown(item)}")
         items.append(item)
     return items
@@ -117,7 +135,7 @@ def _unwrapped(value: object) -> object:
     return value
 
 
-def _rows(text: str) -> Iterator[dict[str, object]]:
+def _rows(text: str) -> Iterator[_Fields]:
     """Yield the rows under the header line, which tells the separator too."""
     if text.startswith("#TYPE"):
         text = text.partition("\n")[2].lstrip()
@@ -129,7 +147,7 @@ def _rows(text: str) -> Iterator[dict[str, object]]:
         for number, cells in enumerate(filter(None, rows), 1):
             if len(cells) != len(header):
                 raise UnreadableError(f"record {number} has {len(cells)} cells, the header has {len(header)}")
-            yield dict(zip(header, cells))
+            yield _Fields(zip(header, cells))
     except csv.Error as error:
         raise UnreadableError(f"is neither JSON nor CSV: {error}") from error
 
@@ -162,8 +180,9 @@ def _texts(value: object) -> Iterator[str]:
     if isinstance(value, list):
         for item in value:
             text = _text(item)
-            if text is not None:
-                yield text
+            if text is None:
+                raise UnreadableError("one of its values is empty")
+            yield text
         return
     text = _text(value) or ""
     if _LOST.match(text):

@@ -30,7 +30,7 @@ def findings(organizations: Mapping[str, Organization], settings: Mapping[str, O
         ("shared certificate names", list(_shared_certificates(enabled))),
         ("certificate names in no accepted domain", list(_foreign_certificates(enabled))),
         ("accepted domains under another organization's", list(_nested_domains(organizations))),
-        ("organizations without an enabled connector", list(_unreachable(organizations, settings))),
+        ("organizations without an enabled connector", list(unreachable(organizations, settings))),
     ]
     if sum(len(found) for _, found in kinds) <= LINES:
         return [line for _, found in kinds for line in found]
@@ -178,9 +178,7 @@ def _nested_domains(organizations: Mapping[str, Organization]) -> Iterator[str]:
             )
 
 
-def _unreachable(
-    organizations: Mapping[str, Organization], settings: Mapping[str, OrganizationConfig]
-) -> Iterator[str]:
+def unreachable(organizations: Mapping[str, Organization], settings: Mapping[str, OrganizationConfig]) -> Iterator[str]:
     """Yield organisations that have connectors, or an export of them, and none that counts (R6)."""
     for name, item in organizations.items():
         if any(connector.enabled for connector in item.connectors):

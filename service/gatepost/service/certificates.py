@@ -16,8 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from gatepost.relay.names import certificate_domain
+from gatepost.relay.names import NO_NAME, certificate_domain
 from gatepost.service import log
+from gatepost.service.regular import open_regular
+from gatepost.service.tables import ConfigError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -26,7 +28,6 @@ DEFAULT_FOLDER = "certificates"
 SUFFIXES = (".pem", ".crt", ".cer")
 DIGESTS = ("md5", "sha1", "sha256", "sha384", "sha512")
 """What smtpd_tls_fingerprint_digest and Sendmail's CertFingerprintAlgorithm may say; their lengths tell them apart."""
-NO_NAME = "no name known"
 MAX_OCTETS = 1 << 20
 MAX_WARNINGS = 20
 
@@ -125,21 +126,22 @@ class Certificates:
 
 
 def read(folder: Path) -> Certificates:
-    """Return the certificates in *folder*, none where there is no such folder. What can't be read is a warning."""
+    """Return the certificates in *folder*, none where there is no such folder. A file that can't be read is a warning.
+
+    Raises ConfigError where the folder can't be read: all certificates would be forgotten.
+    """
     try:
-        paths = [Path(entry.path) for entry in _entries(folder)]
-    except FileNotFoundError:
-        return Certificates()
+        paths = files(folder)
     except OSError as error:
-        return Certificates((), [f"{folder}: cannot be read: {error.strerror}"])
+        raise ConfigError([f"{folder}: cannot be read: {error.strerror}"]) from error
     if not paths:
         return Certificates()
     found: list[Certificate] = []
     wrong: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cryptography's, of odd certificates
-        for path in sorted(paths):
-            certificates, problems = _read_file(path)
+        for path in paths:
+            certificates, problems = read_file(path)
             found += certificates
             wrong += (f"{path}: {problem}" for problem in problems)
     if len(wrong) > MAX_WARNINGS:
@@ -150,24 +152,46 @@ def read(folder: Path) -> Certificates:
 def stamp(folder: Path) -> int:
     """Return a number that is another one after a change in *folder*, for as long as this process lives."""
     try:
-        stats = [(entry.name, entry.stat()) for entry in _entries(folder)]
-    except OSError:  # none there, or a file that is going: the next look tells
+        return hash(frozenset((entry.name, _state(entry)) for entry in _entries(folder)))
+    except OSError:  # `read` tells why
         return 0
-    return hash(frozenset((name, at.st_mtime_ns, at.st_ctime_ns, at.st_ino, at.st_size) for name, at in stats))
+
+
+def _state(entry: os.DirEntry[str]) -> tuple[int, ...]:
+    try:
+        at = entry.stat()
+    except OSError:
+        return ()
+    return at.st_mtime_ns, at.st_ctime_ns, at.st_ino, at.st_size
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the files in *folder* that count, none where there is no such folder. Raises OSError."""
+    try:
+        return sorted(Path(entry.path) for entry in _entries(folder))
+    except FileNotFoundError:
+        return []
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     """Yield the files that count. Those that begin with a dot do not: somebody is writing them."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and entry.is_file():
+            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".") and _may_be_file(entry):
                 yield entry
 
 
-def _read_file(path: Path) -> tuple[list[Certificate], list[str]]:
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # reading it tells why
+        return True
+
+
+def read_file(path: Path) -> tuple[list[Certificate], list[str]]:
     """Return the clients' certificates in a file, and what is wrong with it."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             octets = file.read(MAX_OCTETS + 1)
     except OSError as error:
         return [], [f"cannot be read: {error.strerror}"]

@@ -126,7 +126,7 @@ def load(path: Path) -> Config:
 def read(path: Path) -> dict[str, object]:
     """Return the TOML document in *path*, its keys unchecked. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -198,7 +198,7 @@ def _relay(table: Table, folder: Path) -> RelayConfig:
         exempt=table.strings("exempt", default.exempt, allowed=["authenticated", "local"]),
         certificate_folder=folder / table.string("certificate_folder", DEFAULT_FOLDER),
     )
-    if not (table.is_absent("certificate_folder") or config.certificate_folder.is_dir()):
+    if not (table.is_absent("certificate_folder") or os.path.isdir(config.certificate_folder)):
         table.notes.warn(table.key("certificate_folder"), f"{config.certificate_folder} is no folder")
     table.close()
     return config
@@ -311,12 +311,17 @@ def _check_actions(config: Config, notes: Notes) -> None:
             notes.problem(
                 key, '"tag" needs enforced_by = "milter": policyd cannot remove a header that a client forged'
             )
+        if action is RefusalAction.REWRITE and relay.enforced_by == "policyd" and config.egress is None:
+            notes.problem(key, '"rewrite" needs enforced_by = "milter" or [egress]: policyd rewrites nothing')
+        if action is RefusalAction.REWRITE and config.srs.only_spf:
+            notes.problem(key, '"rewrite" goes not with srs.only_spf: what is let through must have an SRS sender')
     others = sorted({action.value for action in actions.values()} - {"reject"})
     if others and "local" not in relay.exempt:
+        named = ["tempfail, which rejects it" if action == "tempfail" else action for action in others]
         notes.warn(
             "relay.exempt",
             "mail from sendmail(1) is not exempt and cannot be split, so inside recipients of the same message share "
-            f"what becomes of it ({', '.join(others)})",
+            f"what becomes of it ({', '.join(named)})",
         )
 
 

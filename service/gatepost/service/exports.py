@@ -10,6 +10,7 @@ from typing import Optional
 
 from gatepost.relay import AcceptedDomain, Connector
 from gatepost.relay.exchange_export import Export, Exported, ExportError, read, together
+from gatepost.service.regular import read_regular
 from gatepost.service.tables import Table
 
 _NAMED = 5
@@ -18,11 +19,12 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class ExchangeExport:
-    """The files of an organisation and what is in them. usable: none of them has a problem."""
+    """The files of an organisation and what is in them. names: as messages call them. usable: none has a problem."""
 
     paths: tuple[Path, ...] = ()
     records: tuple[Exported, ...] = ()
     usable: bool = True
+    names: tuple[str, ...] = ()
 
     def accepted_domains(self) -> dict[str, AcceptedDomain]:
         return {item.item.domain: item.item for item in self.records if isinstance(item.item, AcceptedDomain)}
@@ -50,14 +52,14 @@ def exchange_export(table: Table, folder: Path) -> ExchangeExport:
         for problem in error.problems:
             table.problem("exchange_export", problem)
         return ExchangeExport(tuple(paths), usable=False)
-    return ExchangeExport(tuple(paths), records, usable=not problems)
+    return ExchangeExport(tuple(paths), records, not problems, table.strings("exchange_export"))
 
 
 def read_file(path: Path, name: Optional[str] = None) -> Export:
     """Return the export in a file, called *name* in messages. Raises ExportError."""
     name = name or str(path)
     try:
-        octets = path.read_bytes()
+        octets = read_regular(path)
     except OSError as error:
         raise ExportError([f"{name}: cannot be read: {error.strerror}"]) from error
     except ValueError as error:  # a NUL in the name
@@ -89,12 +91,16 @@ def _grouped(pairs: Iterable[tuple[Exported, str]]) -> Iterator[tuple[str, str, 
         yield file, f"{kind}{'' if len(names) == 1 else 's'} {enumeration(names)}", text
 
 
-def taken(records: Iterable[Exported]) -> Iterator[str]:
+def told(name: str, export: ExchangeExport) -> Iterator[str]:
+    """Yield what the exports of the organisation *name* give, and what is left out."""
+    yield from (f"{name}: {line}" for line in (*taken(export), *left_out(export.records)))
+
+
+def taken(export: ExchangeExport) -> Iterator[str]:
     """Yield what is taken, a line a file."""
-    counts: dict[str, list[int]] = {}
-    for record in records:
-        numbers = counts.setdefault(record.file, [0, 0])
-        numbers[record.is_connector] += record.item is not None
+    counts = {name: [0, 0] for name in export.names}
+    for record in export.records:
+        counts[record.file][record.is_connector] += record.item is not None
     for file, (domains, connectors) in counts.items():
         found = [_count(domains, "accepted domain")] if domains else []
         found += [_count(connectors, "connector")] if connectors else []

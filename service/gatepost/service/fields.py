@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from gatepost.relay import normalize_domain
+from gatepost.service.regular import read_regular
 from gatepost.service.tables import Table
 
 
@@ -61,7 +62,7 @@ def pattern_file(table: Table, name: str, folder: Path) -> tuple[Optional[Path],
         return None, ()
     path = folder / given
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error.strerror}"
         table.problem(name, f"{path}: {why}")

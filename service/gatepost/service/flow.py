@@ -18,7 +18,7 @@ from gatepost.service.addresses import domain_of
 from gatepost.service.organizations import RefusalAction
 from gatepost.service.replies import Reply
 from gatepost.service.reversal import Bounce
-from gatepost.service.rewriting import BOUNCES, Egress, leaving
+from gatepost.service.rewriting import BOUNCES, Egress, leaving, rewrites
 from gatepost.service.snapshot import Snapshot, mint_domain
 from gatepost.service.upstream import Upstream, refuses
 
@@ -81,11 +81,9 @@ def judge(
     elif verdict.result is Result.INSIDE or not enforce:
         treatment = Treatment.KEEP
     else:
-        leaves = Treatment.KEEP if spared else _LEAVING[leaving(snapshot, mail.reverse_path)]
-        refused = verdict.result is Result.REFUSE
-        treatment = _REFUSED[snapshot.action(verdict.organization)] if refused else leaves
-        if treatment in WHOLE_MESSAGE and leaves is Treatment.UNREWRITABLE:
-            treatment = leaves
+        treatment = Treatment.KEEP if spared else _LEAVING[leaving(snapshot, mail.reverse_path)]
+        if verdict.result is Result.REFUSE:
+            treatment = _treatment_of_refused(snapshot, client, verdict, treatment)
     there = snapshot.upstream
     if there is None or treatment in _NOT_LEAVING:
         return Judgement(verdict, enforce, treatment)
@@ -95,12 +93,36 @@ def judge(
     return Judgement(verdict, enforce, treatment, upstream)
 
 
+def _treatment_of_refused(snapshot: Snapshot, client: Client, verdict: Verdict, leaves: Treatment) -> Treatment:
+    """Return what becomes of what the rule refuses; *leaves*: what would become of it if it were relayed."""
+    action = snapshot.action(verdict.organization)
+    if action is RefusalAction.REWRITE:
+        needs_it = leaves in (Treatment.REWRITE, Treatment.UNREWRITABLE)
+        return leaves if needs_it and _relayed_as_srs(snapshot, client, verdict) else Treatment.REFUSE
+    treatment = _REFUSED[action]
+    return leaves if treatment in WHOLE_MESSAGE and leaves is Treatment.UNREWRITABLE else treatment
+
+
+def _relayed_as_srs(snapshot: Snapshot, client: Client, verdict: Verdict) -> bool:
+    """Tell whether the rule lets *client* relay with a sender in its organisation's default domain, as SRS makes it."""
+    if verdict.organization is None:
+        return False
+    mail = Mail(f"{BOUNCES}@{verdict.organization.default_domain}")
+    return attribute(client, mail, None, snapshot.rules, RuleSet.CURRENT).result is Result.RELAY
+
+
 def _leaving_as(snapshot: Snapshot, there: Upstream, mail: Mail, *, enforce: bool) -> Mail:
     """Return the senders with which a message that goes on leaves. Any that SRS makes is like the others there."""
-    rewrites = enforce or (snapshot.config.egress is not None and bool(snapshot.enforcing))
-    if there.takes_all or not rewrites or leaving(snapshot, mail.reverse_path) is not Egress.REWRITE:
+    at_hop = snapshot.config.egress is not None and bool(snapshot.enforcing)
+    rewritten = at_hop or (enforce and rewrites(snapshot))
+    if there.takes_all or not rewritten or leaving(snapshot, mail.reverse_path) is not Egress.REWRITE:
         return mail
     return Mail(f"{BOUNCES}@{mint_domain(snapshot.config, there.organization)}", mail.header_from)
+
+
+def left_to_mta(snapshot: Snapshot, verdict: Verdict) -> bool:
+    """Tell whether policyd leaves a recipient to Postfix: it is refused, and no organization is meant."""
+    return verdict.result is Result.REFUSE and not verdict.meant and snapshot.config.relay.enforced_by != "milter"
 
 
 def at_upstream(snapshot: Snapshot, mail: Mail, rcpt: str) -> Optional[Verdict]:
@@ -145,7 +167,7 @@ def together(snapshot: Snapshot, first: Treatment, other: Treatment) -> bool:
 
     With an egress hop those that need another sender get it there, each on its own.
     """
-    if first is other or not snapshot.enforcing:
+    if first is other or not snapshot.enforces_at_all:
         return True
     if {first, other} & {*WHOLE_MESSAGE, Treatment.UNDECIDED}:
         return False
@@ -164,6 +186,7 @@ _REFUSED = {
     RefusalAction.QUARANTINE: Treatment.HOLD,
     RefusalAction.TAG: Treatment.TAG,
 }
+"""REWRITE is none of them, see `_treatment_of_refused`."""
 _LEAVING = {
     Egress.OUT: Treatment.KEEP,
     Egress.REWRITE: Treatment.REWRITE,

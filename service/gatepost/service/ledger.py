@@ -16,9 +16,11 @@ from gatepost.service.snapshot import Snapshot
 from gatepost.service.upstream import outcome
 
 PASS, REWRITE, RETURN, REJECT = "pass", "rewrite", "return", "reject"
-DEFER, QUARANTINE, TAG = "defer", "quarantine", "tag"
-NOT_RELAYED = frozenset((REJECT, DEFER, QUARANTINE, TAG))
+DEFER, QUARANTINE, TAG, MEND = "defer", "quarantine", "tag", "mend"
+NOT_RELAYED = frozenset((REJECT, DEFER, QUARANTINE, TAG, MEND))
 """What is done about a recipient that the rules refuse, other than in mode monitor."""
+TURNED_DOWN = frozenset((*NOT_RELAYED, "monitor"))
+"""The actions whose log lines name the client's HELO, too."""
 CONFIRMED, UNCONFIRMED, NO_NAME = "confirmed", "unconfirmed", "none"
 """Whether the client's reverse name leads back to its address; "" where that is not known."""
 LEFT_TO_MTA = "left-to-mta"
@@ -81,7 +83,7 @@ Record = Union[Entry, Bounced]
 _FORMAT = 2
 _OF_FORMAT_1 = {"Entry": 24, "Bounced": 2}
 """How many fields each had there; those that came later have a default. Such lines may wait during an upgrade."""
-_ACTIONS = ("", PASS, RETURN, DEFER, REJECT, REWRITE, TAG, QUARANTINE)
+_ACTIONS = ("", PASS, RETURN, DEFER, REJECT, REWRITE, MEND, TAG, QUARANTINE)
 """The later one counts. A copy that left after all has been relayed; that it is rewritten, `rewritten` says too, so
 that what was tagged or held remains so."""
 

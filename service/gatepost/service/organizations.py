@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,8 @@ from typing import Optional
 
 from gatepost.relay import AcceptedDomain, Connector, DomainType, Network, Organization, normalize_domain
 from gatepost.relay.exchange_export import limited
+from gatepost.relay.names import parent
+from gatepost.relay.organization import network_of
 from gatepost.service import exports, fields
 from gatepost.service.addresses import plain
 from gatepost.service.exports import ExchangeExport
@@ -30,13 +31,15 @@ class Mode(Enum):
 class RefusalAction(Enum):
     """What is done with what the rule refuses, in mode ENFORCE.
 
-    QUARANTINE holds the message in the MTA's hold queue; TAG lets it pass with a header that says so.
+    QUARANTINE holds the message in the MTA's hold queue; TAG lets it pass with a header that says so. REWRITE relays
+    what a connector's host sends with a foreign P1, and gives it an SRS address; it rejects the rest.
     """
 
     REJECT = "reject"
     TEMPFAIL = "tempfail"
     QUARANTINE = "quarantine"
     TAG = "tag"
+    REWRITE = "rewrite"
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,12 @@ def _accepted_domains(
             undecided.add(domain)
         if domain in leaving:
             entry.notes.warn(entry.key("domain"), f"counts here, being written by hand; {leaving[domain]}")
+        elif domain and exported and not _covered(domain, exported):
+            entry.notes.warn(
+                entry.key("domain"),
+                f'"{domain}" is in no export of {name}: Exchange Online refuses P1 in it until it is an accepted '
+                "domain there; add it there and export anew",
+            )
         written[domain or entry.path] = _accepted_domain(entry, domain, exported.get(domain))
         srs_domain = entry.optional_string("srs_domain")
         if srs_domain:
@@ -163,18 +172,28 @@ def _accepted_domains(
     return domains
 
 
+def _covered(domain: str, exported: Mapping[str, AcceptedDomain]) -> bool:
+    """Tell whether *domain* is exported, or below one that is with all its subdomains (R4)."""
+    above = parent(domain)
+    while above and not (above in exported and exported[above].match_subdomains):
+        above = parent(above)
+    return domain in exported or bool(above)
+
+
 def _accepted_domain(entry: Table, domain: str, exported: Optional[AcceptedDomain]) -> AcceptedDomain:
     """Return one written by hand; what it leaves open is as *exported*."""
     other = exported or AcceptedDomain(domain)
     kind = DomainType(entry.string("type", other.type.value, allowed=[kind.value for kind in DomainType]))
     subdomains = entry.boolean("match_subdomains", default=other.match_subdomains)
     if exported:
-        for key, mine, theirs in (
-            ("type", kind.value, exported.type.value),
-            ("match_subdomains", subdomains, exported.match_subdomains),
-        ):
-            if mine != theirs:
-                entry.notes.warn(entry.key(key), f"this counts, and not what exchange_export has: {theirs}".lower())
+        if kind is not exported.type:
+            entry.notes.warn(entry.key("type"), f"this counts, and not what exchange_export has: {exported.type.value}")
+        if subdomains != exported.match_subdomains:
+            theirs = str(exported.match_subdomains).lower()
+            entry.notes.warn(
+                entry.key("match_subdomains"),
+                f"this counts, and not what exchange_export has: {theirs}; Exchange Online goes by that",
+            )
     elif subdomains and kind is not DomainType.INTERNAL_RELAY:
         entry.notes.warn(entry.key("match_subdomains"), 'Exchange Online takes it with type = "InternalRelay" only')
     return AcceptedDomain(domain, kind, entry.boolean("default", default=False), subdomains)
@@ -232,9 +251,8 @@ def networks(entry: Table) -> list[Network]:
     found: list[Network] = []
     for index, text in enumerate(entry.strings("sender_ip_addresses")):
         path = f"sender_ip_addresses[{index}]"
-        try:
-            network = ipaddress.ip_network(text, strict=False)
-        except ValueError:
+        network = network_of(text)
+        if network is None:
             entry.problem(path, f'"{text}" is no IP address or network (e.g. "192.0.2.1", "192.0.2.0/28")')
             continue
         if network.version == 6 or network.prefixlen < 24:

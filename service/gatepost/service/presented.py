@@ -2,9 +2,9 @@
 """What policyd tells the milter, of each RCPT: the fingerprint of the certificate that its client came with.
 
 A table that every worker maps, one place for each client's address and port. Postfix asks policyd about a RCPT before
-it passes that to milters. A report counts for that MAIL, RCPT, CN and issuer only, once, for a minute; each replaces
-the one before it, "no certificate" too, for a source port can come again with another client behind it. What is lost
-costs the names in a certificate's SAN, never more than that.
+it passes that to milters. A report counts for that MAIL, RCPT, CN, issuer and server only, once, for a minute; each
+replaces the one before it, "no certificate" too, for a source port can come again with another client behind it. What
+is lost costs the names in a certificate's SAN, never more than that.
 """
 
 from __future__ import annotations
@@ -65,6 +65,14 @@ def client(ip: str, port: str) -> str:
     return f"{ip} {port}"
 
 
-def matter(reverse_path: str, rcpt: str, shown: Shown) -> str:
-    """Return what a report is about; addresses as `hops.policyd_key` has them."""
-    return "\0".join((reverse_path, rcpt, shown.cn, shown.issuer))
+def server(ip: str, port: str) -> str:
+    """Return where the client is connected to, as Postfix tells it since 3.2; both are "" before."""
+    return f"{ip} {port}"
+
+
+def matter(reverse_path: str, rcpt: str, shown: Shown, at: str) -> str:
+    """Return what a report is about; addresses as `hops.policyd_key` has them. at: the `server`.
+
+    Another smtpd may not ask policyd, and the same client address and port can be connected to it.
+    """
+    return "\0".join((reverse_path, rcpt, shown.cn, shown.issuer, at))

@@ -39,5 +39,6 @@ LEDGER_AWAY = Reply(451, "4.3.0", "gatepost: its ledger cannot be written now, p
 FAULT = Reply(451, "4.3.0", "gatepost: internal error, please try again later")
 ONE_BY_ONE = Reply(452, "4.5.3", "One recipient a message on this hop, please try again")
 TRY_APART = Reply(452, "4.5.3", "Inside and outside recipients need a message each, please try again")
+TOO_MANY_TAGS = Reply(550, "5.6.0", "Too many X-Gatepost-Relay headers")
 BAD_SENDER = Reply(553, "5.1.7", "Sender address has a control character in it")
 BAD_RECIPIENT = Reply(553, "5.1.3", "Recipient address has a control character in it")

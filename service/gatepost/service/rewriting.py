@@ -52,6 +52,11 @@ def without_store(rewritten: Rewritten) -> Optional[Rewritten]:
     return Rewritten(rewritten.otherwise, "long") if rewritten.otherwise else None
 
 
+def rewrites(snapshot: Snapshot) -> bool:
+    """Tell whether anything rewrites P1 here: the milter, or the egress hop."""
+    return snapshot.config.relay.enforced_by == "milter" or snapshot.config.egress is not None
+
+
 def leaving(snapshot: Snapshot, reverse_path: str) -> Egress:
     """Tell what must happen to *reverse_path* when its message leaves, whatever the mode (S1, S2)."""
     if not reverse_path or not snapshot.longest_mint_domain:

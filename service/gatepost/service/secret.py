@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import date, timedelta
 from pathlib import Path
 
+from gatepost.service.regular import open_regular
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key, Keys
 
@@ -33,7 +34,7 @@ def read_keys(path: Path) -> Keys:
 def read_secret(path: Path) -> list[Key]:
     """Return the keys in *path*, in its order. Raises ConfigError."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             octets = file.read()
     except OSError as error:

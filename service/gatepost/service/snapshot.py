@@ -71,6 +71,11 @@ class Snapshot:
         """Tell whether a refusal or a rewrite takes effect for *organization* (None: nobody's mail)."""
         return organization.name in self.enforcing if organization else self.enforces_for_none
 
+    @property
+    def enforces_at_all(self) -> bool:
+        """Tell whether anybody's mail is treated otherwise than in mode monitor, be it nobody's."""
+        return bool(self.enforcing) or self.enforces_for_none
+
     def action(self, organization: Optional[Organization]) -> RefusalAction:
         """Return what is done with mail of *organization* (None: nobody's) that the rule refuses."""
         return (self.config.settings[organization.name] if organization else self.config.relay).action

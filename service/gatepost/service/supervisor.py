@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
-from gatepost.service import certificates, log, metrics
+from gatepost.service import certificates, export_log, log, metrics
 from gatepost.service.config import Config, load
 from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
@@ -288,6 +288,7 @@ class Supervisor:
             self._before = None
             self._changing = "configuration reloaded"
             self._count_reload("loaded")
+            export_log.tell(self._snapshot.config, before.config)
             forgot = forgotten(before.config.srs, self._snapshot.config.srs)
             for warning in (*self._snapshot.config.warnings, *self._snapshot.certificates.warnings, *forgot):
                 log.warning(warning)
@@ -396,6 +397,7 @@ def first_snapshot(path: Path) -> Snapshot:
     if ensure_secret(config.srs.secret_file):
         log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
     clients = certificates.read(config.relay.certificate_folder)
+    export_log.tell(config)
     for warning in (*config.warnings, *clients.warnings):
         log.warning(warning)
     return build(config, read_keys(config.srs.secret_file), time.time(), clients)

@@ -79,6 +79,7 @@ def check(
         )
     own = settings[organization.name]
     _check_connector(config.connector, organization, notes)
+    _check_own(config.connector, organization, notes)
     exported = Organization(organization.name, organization.accepted_domains, tuple(own.exchange_export.connectors()))
     client = Rules([exported]).client(made.client.ip, config.certificate_names)
     if exported.connectors and not client.enabled:
@@ -134,6 +135,35 @@ def _check_connector(connector: Connector, organization: Organization, notes: No
         if differ and _alike(connector, same):
             text = f'connector "{same.name}" of {organization.name} has the same address or name, and other ones'
             notes.warn("upstream.associated_accepted_domains", text)
+
+
+def _check_own(connector: Connector, organization: Organization, notes: Notes) -> None:
+    """Note where the organisation has this host's own connector as if it were one for its clients."""
+    enabled = [item for item in organization.connectors if item.enabled]
+    own = own_connectors(connector, organization)
+    for item in own:
+        start = f'connector "{item.name}" of {organization.name} is this host\'s own, as [upstream] has it'
+        if len(own) == len(enabled):
+            text = f"{start}, and no other one is enabled: all your clients fail condition 2. Declare"
+            notes.warn("upstream", f"{text} [[organization.connector]] with their addresses or certificate name")
+        else:
+            notes.warn("upstream", f"{start}: it lets none of your clients relay")
+
+
+def own_connectors(connector: Connector, organization: Organization) -> list[Connector]:
+    """Return the enabled connectors that match nobody but the host with *connector* at Exchange Online.
+
+    A wildcard matches the certificates of other hosts, too.
+    """
+    addresses, name = set(connector.sender_ip_addresses), connector.tls_sender_certificate_name
+    return [
+        item
+        for item in organization.connectors
+        if item.enabled
+        and addresses.issuperset(item.sender_ip_addresses)
+        and item.tls_sender_certificate_name in (None, name)
+        and not (item.tls_sender_certificate_name or "").startswith("*.")
+    ]
 
 
 def _alike(one: Connector, other: Connector) -> bool:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Times `gatepost replay` on a made-up log: `python benchmarks/replay_log.py [--lines 10000000] [--file FILE]`.
+"""Times `gatepost replay` on a made-up log: `python benchmarks/replay_log.py [--lines N] [--file FILE] [--hostile]`.
 
 The log is of a busy hub: 2,000 hosts, sessions of one to three messages with one to four recipients, whose lines are
 interleaved; some mail is deferred and tried again, one connection in ten is TLS with a client certificate, one in eight
-brings only a refusal by Postfix. Prints lines a second and the peak of resident memory, of the whole command.
+brings only a refusal by Postfix. A hostile one has a million hosts, and names and addresses of up to 2,000 octets.
+Prints lines a second and the peak of resident memory, of the whole command.
 """
 
 from __future__ import annotations
@@ -43,25 +44,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lines", type=int, default=2_000_000)
     parser.add_argument("--file", type=Path, help="where the log is written, and left; one that is there is used again")
+    parser.add_argument("--hostile", action="store_true", help="with as much to remember as possible")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gatepost-replay-") as folder:
         path = options.file or Path(folder) / "mail.log"
         if not path.exists():
-            write(path, options.lines)
+            write(path, options.lines, hostile=options.hostile)
         measure(Path(folder), path)
 
 
-def write(path: Path, lines: int) -> None:
+def write(path: Path, lines: int, *, hostile: bool = False) -> None:
     """Write a log of about *lines* lines."""
     random.seed(1)
-    sessions = [session(number, number) for number in range(OPEN)]
+    sessions = [session(number, number, hostile=hostile) for number in range(OPEN)]
     number, written = OPEN, 0
     with path.open("w") as file:
         while written < lines:
             place = random.randrange(OPEN)
             line = next(sessions[place], None)
             if line is None:
-                sessions[place] = session(number, place)
+                sessions[place] = session(number, place, hostile=hostile)
                 number += 1
                 continue
             seconds = written // 50
@@ -70,10 +72,13 @@ def write(path: Path, lines: int) -> None:
             written += 1
 
 
-def session(number: int, place: int) -> Iterator[str]:
+def session(number: int, place: int, *, hostile: bool) -> Iterator[str]:
     """Yield what one SMTP connection leads to in the log, without time and host. place: which smtpd serves it."""
     host = random.randrange(2000)
     client = f"app{host}.contoso.com[10.0.{host // 250}.{host % 250}]"
+    if hostile:
+        host = random.randrange(1_000_000)
+        client = f"app{host}.{'x' * random.randrange(2000)}[2001:db8::{host // 65536:x}:{host % 65536:x}]"
     smtpd = f"smtpd[{1000 + place}]"
     yield f"{smtpd}: connect from {client}"
     if random.random() < 0.1:
@@ -93,14 +98,16 @@ def session(number: int, place: int) -> Iterator[str]:
         )
     else:
         for message in range(random.choice((1, 1, 1, 2, 3))):
-            yield from transaction(f"4j{number:09}z{message}", client, smtpd, number)
+            yield from transaction(f"4j{number:09}z{message}", client, smtpd, number, hostile=hostile)
     yield f"{smtpd}: disconnect from {client} ehlo=1 mail=1 rcpt=1 data=1 quit=1 commands=5"
 
 
-def transaction(queue_id: str, client: str, smtpd: str, number: int) -> Iterator[str]:
+def transaction(queue_id: str, client: str, smtpd: str, number: int, *, hostile: bool) -> Iterator[str]:
     """Yield the lines of one message."""
     recipients = random.choice((1, 1, 1, 1, 2, 4))
     sender = f"app{number % 211}@" + ("contoso.com" if random.random() < 0.8 else f"vendor{number % 997}.example")
+    if hostile:
+        sender = f"{'p' * random.randrange(2000)}{number}@{'d' * random.randrange(2000)}{number}.example"
     yield f"{smtpd}: {queue_id}: client={client}"
     yield f"cleanup[{2000 + number % 50}]: {queue_id}: message-id=<{queue_id}@mail.contoso.com>"
     queued = f"qmgr[77]: {queue_id}: from=<{sender}>, size={2000 + number % 90000}, nrcpt={recipients} (queue active)"

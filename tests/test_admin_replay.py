@@ -149,6 +149,104 @@ def test_clients_and_domains_do_not_share_a_verdict(configuration: Path) -> None
     assert (found["inside"], found["relayed"]) == (2, 2)
 
 
+def rejected(rcpt: str, client: str = "app.contoso.com[192.0.2.5]") -> str:
+    """Return the line of a recipient that Postfix does not take."""
+    return (
+        f"Nov 22 07:15:17 mail postfix/smtpd[1]: NOQUEUE: reject: RCPT from {client}: 554 5.7.1 <{rcpt}>: Relay access "
+        f"denied; from=<bob@fabrikam.com> to=<{rcpt}> proto=ESMTP helo=<app>\n"
+    )
+
+
+def test_what_the_mta_rejects_counts_as_rejected_only(configuration: Path) -> None:
+    log = message("4C0D51A2B3") + 3 * rejected("x@example.com") + rejected("nobody@contoso.com")
+    found = counted(configuration, log=log)
+    assert (found["messages"], found["recipients"], found["inside"], found["relayed"]) == (1, 1, 0, 0)
+    assert (found["refused"]["messages"], found["rejected"]["recipients"]) == (1, 3)
+    assert " 100 %   192.0.2.5 " in replay(configuration, log=log).output
+
+
+def test_log_with_cr_lf_is_read_like_any_other(configuration: Path) -> None:
+    log = message("4C0D51A2B3")
+    assert counted(configuration, log=log.replace("\n", "\r\n")) == counted(configuration, log=log)
+
+
+def test_what_policyd_leaves_to_postfix_is_not_refused(configuration: Path) -> None:
+    configured(configuration, CONFIG.replace("[relay]", '[relay]\nenforced_by = "policyd"'))
+    log = message("4C0D51A2B3", client="unknown[198.51.100.7]") + message("4C0D51A2B4")
+    found = counted(configuration, log=log)
+    assert (found["left_to_mta"], found["relayed"]) == (1, 0)
+    assert [group["ip"] for group in found["refused"]["groups"]] == ["192.0.2.5"]
+    assert "policyd leaves it to Postfix (reject_unauth_destination): 1 recipient." in " ".join(
+        replay(configuration, log=log).output.split()
+    )
+
+
+def test_held_message_is_judged(configuration: Path) -> None:
+    lines = message("4C0D51A2B3").splitlines(keepends=True)
+    held = (
+        "Nov 22 07:15:17 mail postfix/cleanup[2]: 4C0D51A2B3: hold: header Subject: x from app.contoso.com[192.0.2.5]; "
+        "from=<bob@fabrikam.com> to=<x@example.com> proto=ESMTP helo=<app>: x\n"
+    )
+    found = counted(configuration, log=lines[0] + held + lines[1])
+    assert (found["refused"]["messages"], found["left_out"]["incomplete"]) == (1, 0)
+    assert found["outcomes"] == {"held": 1}
+
+
+def test_held_message_of_which_no_recipient_is_logged_could_not_be_judged(configuration: Path) -> None:
+    lines = message("4C0D51A2B3").splitlines(keepends=True)
+    held = (
+        "Nov 22 07:15:17 mail postfix/smtpd[1]: 4C0D51A2B3: hold: DATA from app.contoso.com[192.0.2.5]: "
+        "<bob@fabrikam.com>: Sender address triggers HOLD action; from=<bob@fabrikam.com> proto=ESMTP helo=<app>\n"
+    )
+    found = counted(configuration, log=lines[0] + held + lines[1])
+    assert (found["messages"], found["left_out"]["incomplete"], found["left_out"]["not_judged"]) == (0, 1, 1)
+
+
+def test_connector_that_is_needed_in_any_case_is_said(configuration: Path) -> None:
+    log = message("4C0D51A2B3", client="unknown[198.51.100.7]")
+    (group,) = counted(configuration, log=log)["refused"]["groups"]
+    assert "connector" in group["also"][0]
+    assert "\n  and, in any case:\n  - " in replay(configuration, log=log).output
+
+
+def test_certificate_without_known_name_is_told_by_its_fingerprint(configuration: Path) -> None:
+    client = "unknown[198.51.100.7]"
+    session = (
+        f"{client}: subject_CN=, issuer=CA, fingerprint=46:06:AA, pkey_fingerprint=BB",
+        f"Trusted TLS connection established from {client}: TLSv1.3 with cipher X (256/256 bits)",
+    )
+    log = "".join(f"Nov 22 07:15:17 mail postfix/smtpd[1]: {line}\n" for line in session)
+    (group,) = counted(configuration, log=log + message("4C0D51A2B3", client=client))["refused"]["groups"]
+    assert (group["certificate_names"], group["fingerprint"]) == ([], "46:06:AA")
+
+
+@pytest.mark.parametrize("action", ["tempfail", "quarantine", "tag"])
+def test_action_is_said_where_it_is_no_rejection(configuration: Path, action: str) -> None:
+    log = message("4C0D51A2B3")
+    assert "(action =" not in replay(configuration, log=log).output
+    configured(configuration, CONFIG.replace("[relay]", f'[relay]\naction = "{action}"'))
+    output = " ".join(replay(configuration, log=log).output.split())
+    assert output.count(f'(action = "{action}")') == 1
+    assert counted(configuration, log=log)["actions"] == {"contoso": action}
+
+
+def test_output_is_80_columns_wide_but_for_samples(configuration: Path) -> None:
+    output = replay(configuration, str(DATA / "certificates.log")).output
+    assert max(len(line) for line in output.splitlines() if " from=<" not in line) <= 80
+
+
+def test_number_of_one_is_in_the_singular(configuration: Path) -> None:
+    log = "".join(message("4C0D51A2B3").splitlines(keepends=True)[2:]) + message("4C0D51A2B4")
+    assert "amid them: 1 message, of which 1" in " ".join(replay(configuration, log=log).output.split())
+
+
+def test_long_local_parts_are_cut_and_domains_are_not(configuration: Path) -> None:
+    log = message("4C0D51A2B3", "p" * 900 + "@fabrikam.com", "q" * 900 + "@example.com")
+    (group,) = counted(configuration, log=log)["refused"]["groups"]
+    assert group["samples"][0]["mail_from"] == "p" * 64 + "@fabrikam.com"
+    assert group["samples"][0]["rcpt"] == "q" * 64 + "@example.com"
+
+
 def test_certificate_that_the_log_does_not_name_is_counted_apart(configuration: Path) -> None:
     found = counted(configuration, str(DATA / "long-ids.log"))
     assert found["certificate_unnamed"]["messages"] == 3
@@ -270,7 +368,7 @@ def test_tables_are_as_long_as_told(configuration: Path) -> None:
 def test_report_for_a_person(configuration: Path) -> None:
     output = replay(configuration, str(DATA / "certificates.log")).output
     assert output.startswith(
-        "Of 15 messages to 19 recipients that clients sent between Nov 22 07:21:02 and\n"
+        "Of 14 messages to 18 recipients that clients sent between Nov 22 07:21:02 and\n"
         "Nov 22 07:21:04, 6 (6 recipients, from 3 hosts) would be refused.\n"
     )
     assert "203.0.113.9 (crm.contoso.com), P1 domain fabrikam.com: 3 messages\n  Condition 1 failed" in output
@@ -292,9 +390,9 @@ def test_control_characters_do_not_reach_the_terminal(configuration: Path) -> No
 
 
 def test_many_groups_are_put_together(configuration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gatepost.admin import replay_tally
+    from gatepost.admin import replay_count
 
-    monkeypatch.setattr(replay_tally, "GROUPS", 5)
+    monkeypatch.setattr(replay_count, "GROUPS", 5)
     log = "".join(message(f"4C0D51A{number:04}", f"a@v{number}.example") for number in range(30))
     found = counted(configuration, log=log)
     assert found["refused"]["messages"] == 30

@@ -97,3 +97,21 @@ def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
         lines(tmp_path / "nothing")
     with pytest.raises(LogUnreadableError, match=r"Is a directory"):
         lines(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mail.log", "mail.log.gz"])
+def test_line_may_end_in_cr_lf_wherever_it_is_cut(tmp_path: Path, name: str) -> None:
+    octets = b"one\r\n" * 200_000 + b"two\r"
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(octets) if name.endswith("gz") else octets)
+    found = lines(path)
+    assert (set(found), len(found)) == ({b"one", b"two"}, 200_001)
+
+
+def test_long_line_between_short_ones_is_cut_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "mail.log"
+    path.write_bytes(b"one\n" + b"x" * (LONGEST_LINE + 1) + b"\ntwo\n")
+    told: list[bool] = []
+    found = [line for some in chunks([str(path)], lambda _: None, lambda: told.append(True)) for line in some]
+    assert [len(line) for line in found] == [3, LONGEST_LINE, 3]
+    assert len(told) == 1

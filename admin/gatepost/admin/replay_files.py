@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, cast
 
-LONGEST_LINE = 32 << 10
+LONGEST_LINE = 8 << 10
 _CHUNK = 1 << 18
 _COMPRESSED = (".gz", ".bz2", ".xz")
 _ROTATED = re.compile(r"(.+?)(?:\.(\d{1,4})|[.-](\d{8}(?:-?\d{2,6})?))")
@@ -52,7 +52,7 @@ def total_size(names: Sequence[str]) -> int:
 def chunks(
     names: Sequence[str], advance: Callable[[int], None], shortened: Callable[[], None]
 ) -> Iterator[list[bytes]]:
-    """Yield lines without their ends, many at a time. "-" is standard input.
+    """Yield lines without their ends, LF or CR LF, many at a time. "-" is standard input.
 
     advance: is told how many more bytes of the files were read, as they are on the disk. shortened: is told of a line
     that is too long; its begin is read. Raises LogUnreadableError.
@@ -84,7 +84,7 @@ def _lines(
         chunk = stream.read(_CHUNK)
         if not chunk:
             break
-        lines = (rest + chunk).split(b"\n")
+        lines = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n")
         rest = lines.pop()
         if skipping and lines:
             del lines[0]
@@ -94,9 +94,18 @@ def _lines(
                 shortened()
                 lines.append(rest[:LONGEST_LINE])
             rest, skipping = b"", True
-        yield lines
+        yield _cut(lines, shortened)
         if raw.seekable():
             place, before = raw.tell(), place
             advance(place - before)
     if rest and not skipping:
-        yield [rest]
+        yield [rest.rstrip(b"\r")]
+
+
+def _cut(lines: list[bytes], shortened: Callable[[], None]) -> list[bytes]:
+    if max(map(len, lines), default=0) <= LONGEST_LINE:
+        return lines
+    for line in lines:
+        if len(line) > LONGEST_LINE:
+            shortened()
+    return [line[:LONGEST_LINE] for line in lines]

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 
 from gatepost.admin.configuration import printable
+from gatepost.admin.replay_count import Count, Group, Section
 from gatepost.admin.replay_log import Log
-from gatepost.admin.replay_tally import Count, Group, Heading, Section, Tally, text
-from gatepost.admin.replay_words import advise
+from gatepost.admin.replay_message import text
+from gatepost.admin.replay_tally import Heading, Tally
+from gatepost.admin.replay_words import actions, advise
 
 
 def as_json(log: Log, tally: Tally, top: int) -> str:
@@ -22,7 +24,9 @@ def as_json(log: Log, tally: Tally, top: int) -> str:
         "recipients": tally.recipients,
         "inside": tally.inside,
         "relayed": tally.relayed,
+        "left_to_mta": tally.left,
         "outcomes": tally.outcomes,
+        "actions": {name: action.value for name, action in actions(tally).items()},
     }
     for heading, section in tally.sections.items():
         found[heading.value.replace("-", "_")] = _section(tally, heading, section, top)
@@ -63,7 +67,8 @@ def _group(tally: Tally, heading: Heading, group: Group) -> dict[str, object]:
     return {
         "ip": group.origin.ip,
         "name": printable(group.origin.name),
-        "certificate_names": [printable(name) for name in tally.names(group.origin)],
+        "certificate_names": [printable(name) for name in tally.known_names(group.origin)],
+        "fingerprint": group.origin.fingerprint if group.origin.trusted else "",
         "p1_domain": printable(group.sender_domain),
         "organization": group.organization,
         "reason": group.reason,
@@ -71,6 +76,7 @@ def _group(tally: Tally, heading: Heading, group: Group) -> dict[str, object]:
         "recipients": group.recipients,
         "problem": advice.problem,
         "remedies": advice.remedies,
+        "also": advice.also,
         "samples": [
             {
                 "queue_id": sample.queue_id,

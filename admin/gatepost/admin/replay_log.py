@@ -24,6 +24,8 @@ SETTLING = 2000
 SESSIONS = 20_000
 _TAGS = 20_000
 _MESSAGE_BYTES = 900
+_LONGEST_NAME = 100
+"""Of a host, queue ID or tag, in octets; real ones are shorter."""
 
 
 class Log:
@@ -31,7 +33,8 @@ class Log:
 
     lines: how many there were; mail_lines: of those, the ones of an MTA. unread: those that begin like one that counts
     and cannot be read. evicted: messages that were given up unfinished, the oldest first, to keep memory bounded.
-    first, last: time and host of the first and last line of an MTA.
+    tls: whether an MTA has logged something of its clients' TLS. first, last: time and host of the first and last line
+    of an MTA.
     """
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
@@ -44,6 +47,7 @@ class Log:
         self._readers = (PostfixReader(self), SendmailReader(self))
         self.certificates: OrderedDict[bytes, Certificate] = OrderedDict()
         self.lines = self.mail_lines = self.unread = self.evicted = 0
+        self.tls = False
         self.first = self.last = b""
 
     def feed(self, lines: Sequence[bytes]) -> list[Message]:
@@ -82,7 +86,7 @@ class Log:
             self._handlers.clear()
         name, _, number = tag.rpartition(b"[")
         handler: Optional[Handler] = None
-        if number.isdigit():
+        if number.isdigit() and len(tag) <= _LONGEST_NAME:
             for reader in self._readers:
                 handler = handler or reader.handler(name)
         if handler and not self.first:
@@ -93,7 +97,7 @@ class Log:
 
     def key(self, head: bytes, name: bytes) -> bytes:
         """Return a key for a queue ID or process of the host in *head*."""
-        return head.rpartition(b" ")[2] + b" " + name
+        return head.rpartition(b" ")[2][:_LONGEST_NAME] + b" " + name[:_LONGEST_NAME]
 
     def get(self, key: bytes) -> Optional[Message]:
         """Return the open message *key*."""
@@ -103,7 +107,7 @@ class Log:
         """Open a message; one that is open under the same ID is finished, for IDs come again."""
         if key in self._open:
             self.finish(key)
-        message = Message(key.rpartition(b" ")[2].decode("ascii", "replace"), head, origin)
+        message = Message(key.rpartition(b" ")[2].decode("ascii", "replace"), head[-_LONGEST_NAME:], origin)
         self._open[key] = message
         self.grow(_MESSAGE_BYTES, message)
         return message
@@ -117,12 +121,14 @@ class Log:
         message.weight += size_bytes
         self._weight += size_bytes
         while self._weight > self._limit and len(self._open) > 1:
+            if self._settling:
+                self._emit(self._settling.popitem(last=False)[1])
+                continue
             key, oldest = next(iter(self._open.items()))
             if oldest is message:
                 self._open.move_to_end(key)
                 continue
             del self._open[key]
-            self._weight -= oldest.weight
             oldest.whole = known(oldest) and len(oldest.outcomes) >= oldest.taken > 0
             self.evicted += not oldest.whole
             self._emit(oldest)
@@ -132,7 +138,6 @@ class Log:
         message = self._open.pop(key, None)
         if message is None:
             return
-        self._weight -= message.weight
         message.whole = known(message) and (whole or len(message.outcomes) >= message.taken > 0)
         if message.origin is None or not loopback(message.origin.ip) or message.origin.local:
             self._emit(message)
@@ -146,7 +151,8 @@ class Log:
         message = self._open.get(key)
         if message is None or message.received or message.taken:
             return
-        if message.rejected:
+        message.kept = {address: outcome for address, outcome in message.kept.items() if outcome != "held"}
+        if message.kept:
             self.finish(key, whole=True)
         else:
             del self._open[key]
@@ -170,6 +176,7 @@ class Log:
             self.certificates.popitem(last=False)
 
     def _emit(self, message: Message) -> None:
+        self._weight -= message.weight
         self._finished.append(message)
 
 

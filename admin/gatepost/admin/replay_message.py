@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Optional
 
+from gatepost.relay.names import MAX_DOMAIN
+
 RECIPIENTS = 10_000
 """How many recipients of one message are kept."""
 ALIAS = b""
 """Stands for an address of this host that the log does not name."""
+_ADDED = 100
 _RECIPIENT_BYTES = 150
 
 Handler = Callable[[bytes, bytes, bytes], None]
@@ -52,19 +55,24 @@ class Message:
 
     origin: None where no line says who sent it; made_here: for none did, the MTA made it (a bounce, a forwarded copy).
     sender: P1, None unknown. outcomes: by address as it was delivered to; given: what the client named, where that
-    differs. rejected: recipients that the MTA did not take. received: its content has come. hop: it came back from a
-    filter, or goes on as another message. whole: no line of it is missing.
+    differs. kept: recipients, as the client named them, that got nothing: the MTA did not take them ("rejected"), lost
+    the message ("discarded"), or has it in its hold queue ("held"). added: recipients that the MTA's own tables add
+    (BCC). received: its content has come. hop: it came back from a filter, or goes on as another message. whole: no
+    line of it is missing. denied: the next hop refused a recipient with 5.7.64; about_denied: it is the NDR about that.
     """
 
     __slots__ = (
+        "about_denied",
+        "added",
+        "denied",
         "given",
         "hop",
+        "kept",
         "made_here",
         "origin",
         "outcomes",
         "queue_id",
         "received",
-        "rejected",
         "sender",
         "size_bytes",
         "taken",
@@ -83,9 +91,10 @@ class Message:
         self.taken = 0  # recipients, as the queue counts them
         self.outcomes: dict[bytes, str] = {}
         self.given: Optional[dict[bytes, bytes]] = None
-        self.rejected: dict[bytes, None] = {}
+        self.kept: dict[bytes, str] = {}
+        self.added: tuple[bytes, ...] = ()
         self.received = False
-        self.hop = False
+        self.hop = self.denied = self.about_denied = False
         self.whole = False
         self.weight = 0  # bytes, roughly
 
@@ -105,11 +114,18 @@ class Message:
             grown += _RECIPIENT_BYTES + len(given)
         return grown
 
-    def reject(self, address: bytes) -> int:
-        """Take note of a recipient that was not taken; return by how much the message has grown, in bytes."""
-        if address in self.rejected or len(self.rejected) >= RECIPIENTS:
+    def keep(self, address: bytes, outcome: str) -> int:
+        """Take note of a recipient that got nothing; return by how much the message has grown, in bytes."""
+        if address in self.kept or len(self.kept) >= RECIPIENTS:
             return 0
-        self.rejected[address] = None
+        self.kept[address] = outcome
+        return _RECIPIENT_BYTES + len(address)
+
+    def add(self, address: bytes) -> int:
+        """Take note of a recipient that no client named; return by how much the message has grown, in bytes."""
+        if len(self.added) >= _ADDED:
+            return 0
+        self.added += (address,)
         return _RECIPIENT_BYTES + len(address)
 
     def recipients(self) -> dict[bytes, tuple[str, bytes]]:
@@ -120,9 +136,21 @@ class Message:
             found = {}
             for address, outcome in self.outcomes.items():
                 found.setdefault(self.given.get(address, address), (outcome, address))
-        for address in self.rejected:
-            found.setdefault(address, ("rejected", address))
+        for address in self.added:
+            found.pop(address, None)
+        for address, outcome in self.kept.items():
+            found.setdefault(address, (outcome, address))
         return found
+
+
+def text(octets: bytes) -> str:
+    """Decode what a log says; odd bytes survive."""
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def name_text(octets: bytes) -> str:
+    """Decode a name of a client, which has to be remembered: no longer than a domain name may be."""
+    return text(octets[:MAX_DOMAIN])
 
 
 def loopback(ip: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
+from typing import Optional
 
 import click
 from rich import box
@@ -14,20 +15,22 @@ from rich.table import Table
 from rich.text import Text
 
 from gatepost.admin.configuration import printable
+from gatepost.admin.replay_count import Count, Group, Section
 from gatepost.admin.replay_log import Log
-from gatepost.admin.replay_message import Origin
-from gatepost.admin.replay_tally import MADE_HERE, Count, Group, Heading, Section, Tally, text
-from gatepost.admin.replay_words import NOTES, P2, REASONS, TITLES, advise
+from gatepost.admin.replay_message import Origin, text
+from gatepost.admin.replay_tally import MADE_HERE, Heading, Tally
+from gatepost.admin.replay_words import ACTIONS, NOTES, P2, TITLES, actions, advise
 
 _WIDTH = 80
-_TABLE_WIDTH = 100
-"""Where it does not go to a terminal."""
 _DETAILED = (Heading.REFUSED, Heading.CERTIFICATE_UNNAMED, Heading.P2_UNSEEN, Heading.UPSTREAM)
 
 
 def print_all(log: Log, tally: Tally, top: int) -> None:
     """Print what was found: a sentence, tables, what to change, and what was left out."""
     _paragraph(summary(log, tally), bold=True)
+    for name, action in actions(tally).items():
+        whose = f"of {name}" if name else "of no organization"
+        _paragraph(f'Refused mail {whose} {ACTIONS[action]} (action = "{action.value}").')
     for heading in _DETAILED:
         section = tally.sections[heading]
         if section.messages:
@@ -66,6 +69,11 @@ def left_out(log: Log, tally: Tally) -> Iterator[str]:
         f"Recipients that are inside, so that nothing is relayed: {tally.inside:,}; relayed as the rules have it: "
         f"{tally.relayed:,}."
     )
+    if tally.left:
+        yield (
+            f"No organization is meant, so policyd leaves it to Postfix (reject_unauth_destination): "
+            f"{_recipients(tally.left)}."
+        )
     rejected = tally.sections[Heading.REJECTED]
     if rejected.recipients:
         yield (
@@ -74,22 +82,22 @@ def left_out(log: Log, tally: Tally) -> Iterator[str]:
         )
     if tally.made_here:
         yield (
-            f"Made by this MTA itself: {tally.made_here:,} messages (bounces, notifications, copies that local(8) "
+            f"Made by this MTA itself: {_messages(tally.made_here)} (bounces, notifications, copies that local(8) "
             "forwards). No client relays them."
         )
     if tally.hops:
-        yield f"Left out, as they came back from a content filter or an egress hop: {tally.hops:,} messages."
+        yield f"Left out, as they came back from a content filter or an egress hop: {_messages(tally.hops)}."
     if tally.restored:
-        yield f"With P1 as it was before SRS rewrote it here: {tally.restored:,} messages."
+        yield f"With P1 as it was before SRS rewrote it here: {_messages(tally.restored)}."
     if tally.unrestored:
         yield (
             f"With an SRS address in a domain of yours as P1, made with another key than this host's: "
-            f"{tally.unrestored:,} messages, judged as they are. Where postsrsd rewrites P1 on this host, "
+            f"{_messages(tally.unrestored)}, judged as they are. Where postsrsd rewrites P1 on this host, "
             "`gatepost import postsrsd` takes its key over."
         )
     if tally.incomplete:
         yield (
-            f"Incomplete, as the log begins or ends amid them: {tally.incomplete:,} messages, of which "
+            f"Incomplete, as the log begins or ends amid them: {_messages(tally.incomplete)}, of which "
             f"{tally.unknown:,} could not be judged."
         )
     if log.evicted:
@@ -103,9 +111,9 @@ def _section(tally: Tally, heading: Heading, section: Section, top: int) -> None
     _paragraph(f"{TITLES[heading]}: {_messages(section.messages, section.recipients)}", bold=True)
     if heading in NOTES:
         _paragraph(NOTES[heading])
-    table = _table("Messages", "Recipients", "Organization", "Reason", "What failed")
+    table = _table("Messages", "Recipients", "Organization", "Reason")
     for (organization, reason), numbers in section.reasons.top():
-        table.add_row(*_numbers(numbers), _text(organization or "none"), reason, REASONS.get(reason, ""))
+        table.add_row(*_numbers(numbers), _text(organization or "none"), reason)
     _print(table)
     _hosts(tally, section, top)
     table = _table("Messages", "Recipients", "P1 domain")
@@ -142,7 +150,10 @@ def _group(tally: Tally, heading: Heading, group: Group) -> None:
     click.secho(printable(f"{host(group.origin)}, P1 domain {group.sender_domain}: {count}"), bold=True)
     advice = advise(tally, heading, group)
     lines = [] if heading is Heading.CERTIFICATE_UNNAMED else [("  ", advice.problem)]
-    for indent, sentence in [*lines, *(("  - ", remedy) for remedy in advice.remedies)]:
+    lines += (("  - ", remedy) for remedy in advice.remedies)
+    if advice.also:
+        lines += [("  ", "and, in any case:"), *(("  - ", sentence) for sentence in advice.also)]
+    for indent, sentence in lines:
         for line in wrap(sentence, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)):
             click.echo(printable(line))
     for sample in group.samples:
@@ -160,9 +171,9 @@ def host(origin: Origin) -> str:
     return f"{origin.ip} ({known})" if known else origin.ip
 
 
-def _messages(messages: int, recipients: int) -> str:
+def _messages(messages: int, recipients: Optional[int] = None) -> str:
     number = f"{messages:,} message{'s' if messages != 1 else ''}"
-    return number if recipients == messages else f"{number} to {_recipients(recipients)}"
+    return number if recipients in (None, messages) else f"{number} to {_recipients(recipients or 0)}"
 
 
 def _recipients(number: int) -> str:
@@ -192,7 +203,7 @@ def _text(shown: str) -> Text:
 
 def _print(table: Table) -> None:
     click.echo()
-    width = None if sys.stdout.isatty() else _TABLE_WIDTH
+    width = None if sys.stdout.isatty() else _WIDTH
     Console(width=width, highlight=False, emoji=False, markup=False).print(table)
 
 

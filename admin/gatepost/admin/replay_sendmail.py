@@ -6,25 +6,25 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Optional
 
-from gatepost.admin.replay_message import ALIAS, Certificate, Handler, Origin
+from gatepost.admin.replay_message import ALIAS, Certificate, Handler, Origin, name_text, text
 from gatepost.service.addresses import decode_xtext
 
 if TYPE_CHECKING:
     from gatepost.admin.replay_log import Log
 
-_FROM = re.compile(rb"from=(.*?), size=(\d+), class=-?\d+, nrcpts=(\d+),(.*), relay=(.*)")
-_TO = re.compile(
-    rb"to=(.*?), (?:ctladdr=.*?, )?delay=[\d:+]+, (.*?)dsn=([245])\.[\d.]+, "
-    rb"(?:reply=.*?, )?stat=(.*)"
-)
-_ADDRESSES = re.compile(rb'<((?:[^<>"]|"(?:[^"\\]|\\.)*")*)>|([^,<>\s]+)')
-_RELAY = re.compile(rb"(?:(\S+) )?\[(?:IPv6:)?([0-9A-Fa-f.:]+)\](?: \(may be forged\))?")
+# None of these takes more than a few passes over a line, whatever stands in it.
+_FROM = re.compile(rb"from=(.*?), size=(\d+), class=-?\d+, nrcpts=(\d+),")
+_TO = re.compile(rb"to=(.*?), (?:ctladdr|delay)=")
+_DSN = re.compile(rb", dsn=([245])\.[\d.]+, (reply|stat)=")
+_ADDRESSES = re.compile(rb'<((?:[^<>"]|"(?:[^"\\]|\\.)*")*)>|([^,<>\s]+)|(<.*)')
+_RELAY = re.compile(rb"(?:(\S+) )?\[(?:IPv6:)?([0-9A-Fa-f.:]{1,45})\](?: \(may be forged\))?")
 _CHECK = re.compile(rb"ruleset=check_rcpt, arg1=(.*?), relay=[^,]*, reject=[45]")
 _MILTER = re.compile(rb"Milter: to=(.*?), reject=[45]")
 _TLS = re.compile(rb"STARTTLS=server, relay=(.*?), version=[^,]*, verify=(\w+),")
-_SUBJECT = re.compile(rb"STARTTLS=server, cert-subject=(.*), cert-issuer=(.*), verifymsg=ok")
+_SUBJECT = b"STARTTLS=server, cert-subject="
 _COMMON_NAME = re.compile(rb"/CN=([^/]*)")
 _AUTH = re.compile(rb"AUTH=server, relay=(.*?), authid=")
+_LONGEST_RELAY = 300
 _NOTICE = re.compile(rb"(\w+): (?:DSN|return to sender|return receipt|(?:postmaster|sender) notify):")
 _OUTCOMES = {b"2": "sent", b"4": "deferred", b"5": "bounced"}
 _ACCEPTED = re.compile(rb"Sent \((\w+) Message accepted for delivery\)")
@@ -42,11 +42,11 @@ class SendmailReader:
         """Return what reads the lines of *name*: sendmail, sm-mta, sm-msp-queue."""
         return self._line if name.startswith((b"sendmail", b"sm-")) and b"/" not in name else None
 
-    def _line(self, text: bytes, head: bytes, tag: bytes) -> None:
-        if text.startswith((b"STARTTLS=server", b"AUTH=server")):
-            self._session(text, head, tag)
+    def _line(self, line: bytes, head: bytes, tag: bytes) -> None:
+        if line.startswith((b"STARTTLS=server", b"AUTH=server")):
+            self._session(line, head, tag)
             return
-        queue_id, _, rest = text.partition(b": ")
+        queue_id, _, rest = line.partition(b": ")
         if not queue_id.isalnum():
             return
         if queue_id == b"NOQUEUE":
@@ -60,7 +60,7 @@ class SendmailReader:
             found = _CHECK.match(rest) or _MILTER.match(rest)
             if found:
                 message = self._log.either(self._log.key(head, queue_id), head)
-                self._log.grow(message.reject(_bare(found[1])), message)
+                self._log.grow(message.keep(_bare(found[1]), "rejected"), message)
         elif rest.startswith(b"done; "):
             self._log.finish(self._log.key(head, queue_id), whole=True)
         else:
@@ -68,35 +68,42 @@ class SendmailReader:
             if found:
                 notice = self._log.begin(self._log.key(head, found[1]), head, None)
                 notice.made_here, notice.sender = True, b""
+                message = self._log.get(self._log.key(head, queue_id))
+                notice.about_denied = message is not None and message.denied
 
     def _forget(self, process: bytes) -> None:
         self._log.certificates.pop(process, None)
         self._authenticated.pop(process, None)
         self._relays.pop(process, None)
 
-    def _session(self, text: bytes, head: bytes, tag: bytes) -> None:
+    def _session(self, line: bytes, head: bytes, tag: bytes) -> None:
         """Take note of TLS and SASL; they stand before the messages of the same process, which serves one client."""
+        self._log.tls |= line.startswith(b"STARTTLS")
         process = self._log.key(head, tag)
-        tls, subject, auth = _TLS.match(text), _SUBJECT.match(text), _AUTH.match(text)
+        tls, auth = _TLS.match(line), _AUTH.match(line)
         if max(len(self._relays), len(self._authenticated)) > 10_000:
             self._relays.clear()
             self._authenticated.clear()
         if tls:
-            self._relays[process] = tls[1]
+            self._relays[process] = tls[1][:_LONGEST_RELAY]
             self._log.remember(process, Certificate(tls[2] == b"OK"))
         elif auth:
-            self._authenticated[process] = auth[1]
-        elif subject and process in self._log.certificates:
-            name, issuer = map(_common_name, subject.groups())
-            known = self._log.certificates[process]
-            self._log.remember(process, known._replace(common_name=name, issuer=issuer))
+            self._authenticated[process] = auth[1][:_LONGEST_RELAY]
+        elif line.startswith(_SUBJECT) and process in self._log.certificates:
+            names, _, verified = line[len(_SUBJECT) :].rpartition(b", verifymsg=")
+            subject, _, issuer = names.rpartition(b", cert-issuer=")
+            if verified.startswith(b"ok"):
+                known = self._log.certificates[process]
+                known = known._replace(common_name=_common_name(subject), issuer=_common_name(issuer))
+                self._log.remember(process, known)
 
     def _from(self, queue_id: bytes, rest: bytes, head: bytes, tag: bytes) -> None:
-        found = _FROM.fullmatch(rest)
-        if found is None:
+        found = _FROM.match(rest)
+        middle, sep, relay = rest[found.end() :].rpartition(b", relay=") if found else (b"", b"", b"")
+        if not found or not sep:
             self._log.unread += 1
             return
-        sender, size, taken, middle, relay = found.groups()
+        sender, size, taken = found.groups()
         key = self._log.key(head, queue_id)
         message = self._log.either(key, head)
         if message.sender is not None:  # the ID comes again
@@ -113,7 +120,8 @@ class SendmailReader:
         found = _RELAY.fullmatch(relay)
         if found is None:  # user@localhost
             return Origin("127.0.0.1", "sendmail(1)", local=True)
-        name, ip = _text(found[1] or b""), _text(found[2])
+        name, ip = name_text(found[1] or b""), text(found[2])
+        relay = relay[:_LONGEST_RELAY]
         authenticated = self._authenticated.get(process) == relay
         certificate = self._log.certificates.get(process)
         if certificate and certificate.trusted and self._relays.get(process) == relay:
@@ -122,17 +130,24 @@ class SendmailReader:
         return Origin(ip, name, trusted=trusted, authenticated=authenticated)
 
     def _to(self, queue_id: bytes, rest: bytes, head: bytes) -> None:
-        found = _TO.fullmatch(rest)
-        if found is None:
+        named_to = _TO.match(rest)
+        found = _DSN.search(rest, named_to.end()) if named_to else None
+        if named_to is None or found is None:
             self._log.unread += b", stat=" in rest
             return
-        addresses, middle, digit, reply = found.groups()
+        middle, reply = rest[named_to.end() : found.start()], rest[found.end() :]
+        if found[2] == b"reply":
+            reply = reply.partition(b", stat=")[2]
         message = self._log.either(self._log.key(head, queue_id), head)
+        message.denied |= found[0].startswith(b", dsn=5.7.64, ")
         local = message.origin is not None and message.origin.local
-        for named, plain in _ADDRESSES.findall(addresses):
+        for named, plain, broken in _ADDRESSES.findall(named_to[1]):
+            if broken:
+                self._log.unread += 1
+                continue
             # What a client named stands in <>, what an alias here made of it does not.
             given = None if named or local else ALIAS
-            self._log.grow(message.outcome(named or plain, given, _OUTCOMES[digit]), message)
+            self._log.grow(message.outcome(named or plain, given, _OUTCOMES[found[1]]), message)
         accepted = _ACCEPTED.match(reply)
         if accepted and local and b"[127.0.0.1]" in middle:
             message.hop = True  # the submission program hands it to the daemon on this host, which has it as its own
@@ -144,8 +159,4 @@ def _bare(path: bytes) -> bytes:
 
 def _common_name(distinguished_name: bytes) -> str:
     names = _COMMON_NAME.findall(distinguished_name)
-    return decode_xtext(_text(names[-1])) if names else ""
-
-
-def _text(octets: bytes) -> str:
-    return octets.decode("utf-8", "surrogateescape")
+    return decode_xtext(name_text(names[-1])) if names else ""

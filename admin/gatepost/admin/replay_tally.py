@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Judges the messages of a log by the configuration in force, and counts who would have been refused. Bounded memory.
+"""Judges the messages of a log by the rules in force, as in mode enforce, and counts what is refused. Bounded memory.
 
 A verdict depends on the client and on the domains of P1 and recipient, of which all that are nobody's here come to the
 same, so it is reached once for each of these.
@@ -7,24 +7,25 @@ same, so it is reached once for each of these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from enum import Enum
 from typing import NamedTuple, Optional
 
-from gatepost.admin.replay_message import ALIAS, Message, Origin
+from gatepost.admin.replay_count import LONGEST_DOMAIN, SAMPLES, Count, Sample, Section, clipped
+from gatepost.admin.replay_message import ALIAS, Message, Origin, text
 from gatepost.relay import Client, Mail, Result, RuleSet, normalize_domain
 from gatepost.service import flow
 from gatepost.service.addresses import domain_of, routed
-from gatepost.service.certificates import Shown
+from gatepost.service.certificates import NO_CERTIFICATE, Shown
+from gatepost.service.flow import Treatment
 from gatepost.service.reversal import Bounce, reverse
 from gatepost.service.snapshot import Snapshot
+from gatepost.service.upstream import refuses
 from gatepost.srs import Classic, Exchange
 
-GROUPS = 10_000
-"""How many groups, hosts or domains are counted each before the rarest are put together."""
-SAMPLES = 3
 _VERDICTS = 30_000
 _CLIENTS = 5_000
+_LIKES = 20_000
 _DOMAINS = 50_000
 _LONGEST_VALIDITY_DAYS = 1000
 
@@ -39,116 +40,48 @@ class Heading(Enum):
     """Refused, unless P2 is accepted (rule set legacy)."""
     REJECTED = "rejected"
     """Refused, and the MTA did not take it anyway."""
+    MENDED = "mended"
+    """Refused by the rule, and let through with an SRS address (action = "rewrite")."""
     UPSTREAM = "upstream"
     """Let through here, and refused by Exchange Online."""
 
 
+_THROUGH = (None, Heading.MENDED, Heading.UPSTREAM)
+
+
 class Ruling(NamedTuple):
-    """The verdict on a client, P1 domain and recipient domain, as far as it is counted. None: let through."""
+    """The verdict on a client, P1 domain and recipient domain, as far as it is counted.
+
+    heading: None where it is let through, or *left* to the MTA. by_enforce: Exchange Online takes it in mode enforce
+    only, where SRS rewrites it.
+    """
 
     heading: Optional[Heading]
     organization: str
     reason: str
     upstream: str
     inside: bool
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One recipient of a group."""
-
-    queue_id: str
-    time: str
-    reverse_path: str
-    rcpt: str
-    outcome: str
-    size_bytes: int
-
-
-@dataclass
-class Group:
-    """What is counted for one client, P1 domain, organisation and reason."""
-
-    origin: Origin
-    sender_domain: str
-    organization: str
-    reason: str
-    messages: int = 0
-    recipients: int = 0
-    samples: list[Sample] = field(default_factory=list)
-
-
-@dataclass
-class Count:
-    """Messages and recipients by key; of too many keys the rarest are dropped, *others* is what they counted."""
-
-    counts: dict[tuple[str, ...], list[int]] = field(default_factory=dict)
-    others: list[int] = field(default_factory=lambda: [0, 0])
-
-    def add(self, key: tuple[str, ...], recipients: int) -> None:
-        found = self.counts.get(key)
-        if found is None:
-            if len(self.counts) >= 2 * GROUPS:
-                ordered = self.top()
-                for _, (messages, number) in ordered[GROUPS:]:
-                    self.others[0] += messages
-                    self.others[1] += number
-                self.counts = {name: list(numbers) for name, numbers in ordered[:GROUPS]}
-            found = self.counts[key] = [0, 0]
-        found[0] += 1
-        found[1] += recipients
-
-    def top(self) -> list[tuple[tuple[str, ...], tuple[int, int]]]:
-        """Return the keys with messages and recipients, the most first."""
-        ordered = sorted(self.counts.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
-        return [(key, (messages, recipients)) for key, (messages, recipients) in ordered]
-
-
-@dataclass
-class Section:
-    """All that is counted under one heading."""
-
-    messages: int = 0
-    recipients: int = 0
-    reasons: Count = field(default_factory=Count)
-    hosts: Count = field(default_factory=Count)
-    domains: Count = field(default_factory=Count)
-    groups: dict[tuple[str, ...], Group] = field(default_factory=dict)
-    others: list[int] = field(default_factory=lambda: [0, 0])
-
-    def group(self, origin: Origin, sender_domain: str, organization: str, reason: str) -> Group:
-        key = (origin.ip, origin.common_name, sender_domain, organization, reason)
-        found = self.groups.get(key)
-        if found is None:
-            if len(self.groups) >= 2 * GROUPS:
-                self._shrink()
-            found = self.groups[key] = Group(origin, sender_domain, organization, reason)
-        return found
-
-    def _shrink(self) -> None:
-        ordered = sorted(self.groups.items(), key=lambda item: -item[1].messages)
-        for _, group in ordered[GROUPS:]:
-            self.others[0] += group.messages
-            self.others[1] += group.recipients
-        self.groups = dict(ordered[:GROUPS])
-
-    def top(self) -> list[Group]:
-        """Return the groups, the largest first."""
-        return sorted(self.groups.values(), key=lambda group: (-group.messages, -group.recipients))
+    left: bool = False
+    by_enforce: bool = False
 
 
 class Tally:
-    """Counts messages by *snapshot*'s rules. organization: count only what is attributed to it, "" for all.
+    """Counts messages by *snapshot*'s rules, as if all enforced. organization: count only its own, "" for all.
 
-    messages, recipients: those that clients sent, judged. inside, relayed: of the recipients, those that need no relay
-    and those that are let through. hops, made_here: messages that are no client's, see `Message`. incomplete: those of
-    which the log has not all lines; of them, unknown are those that could not be judged. restored: those whose P1 SRS
-    had rewritten before it was logged.
+    messages, recipients: those that clients sent and the MTA took, judged. inside, relayed, left: of the recipients,
+    those that need no relay, those that are let through, and those that policyd leaves to the MTA. hops, made_here:
+    messages that are no client's, see `Message`. incomplete: those of which the log has not all lines; of them, unknown
+    are those that could not be judged. restored: those whose P1 SRS had rewritten before it was logged. by_enforce:
+    those that Exchange Online takes only once mode enforce rewrites them. denied: those that the log itself has as
+    refused by the next hop with 5.7.64; notices: the NDRs about these, which are judged no further.
     """
 
     def __init__(self, snapshot: Snapshot, organization: str = "") -> None:
         srs = snapshot.config.srs
-        self.snapshot = snapshot
+        self._as_it_is = snapshot
+        names = frozenset(snapshot.config.organizations)
+        self.snapshot = snapshot = replace(snapshot, enforcing=names, enforces_for_none=bool(names))
+        self._only = next(iter(names)) if len(names) == 1 else ""
         self._organization = organization
         self._old = replace(  # a log may be older than srs.validity_days
             snapshot,
@@ -164,22 +97,26 @@ class Tally:
         )
         self._rulings: dict[tuple[Origin, str, str], Ruling] = {}
         self._clients: dict[Origin, Client] = {}
+        self._likes: dict[Origin, Origin] = {}
         self._known: dict[str, str] = {}
         self.sections = {heading: Section() for heading in Heading}
         self.hosts = Count()
-        self.messages = self.recipients = self.inside = self.relayed = self.made_here = self.hops = 0
+        self.messages = self.recipients = self.inside = self.relayed = self.left = self.made_here = self.hops = 0
         self.incomplete = self.unknown = self.restored = self.unrestored = 0
+        self.by_enforce = self.denied = self.notices = 0
         self.outcomes: dict[str, int] = {}
 
     def add(self, message: Message, now: int) -> None:
         """Count a message. *now*: Unix seconds, for the age of SRS addresses."""
+        self.denied += message.denied and not message.about_denied
         if message.hop:
             self.hops += 1
             return
         self.incomplete += not message.whole
         if message.made_here and message.sender is not None:
             self.made_here += 1
-            if self.snapshot.upstream:
+            self.notices += message.about_denied
+            if self.snapshot.upstream and not message.about_denied:
                 self._made_here(message)
             return
         if message.origin is None or message.sender is None:
@@ -188,6 +125,7 @@ class Tally:
         recipients = message.recipients()
         if not recipients:
             self.unknown += 1
+            self.incomplete += message.whole
             return
         self._judge(message, message.origin, recipients, now)
 
@@ -195,36 +133,45 @@ class Tally:
         reverse_path = self._as_given(text(message.sender or b""), now)
         sender_domain = reverse_path.rpartition("@")[2] if "@" in reverse_path else f"<{reverse_path}>"
         sender_key = self._sender_key(sender_domain)
-        self.messages += 1
-        self.recipients += len(recipients)
+        like = self._like(origin)
+        taken = sum(outcome != "rejected" for outcome, _ in recipients.values())
+        if taken:
+            self.messages += 1
+            self.recipients += taken
+            self.hosts.add((origin.ip, origin.name), taken)
         found: dict[tuple[Heading, str, str], list[tuple[str, str]]] = {}
+        by_enforce = False
         for octets, (outcome, became) in recipients.items():
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
             rcpt = text(octets)
             if "@" not in rcpt or routed(rcpt):  # the MTA has read it as what stands in the log beside it
                 rcpt = text(became)
+            rejected = outcome == "rejected"
             if octets == ALIAS or "@" not in rcpt:  # the latter is in $myorigin
-                self.inside += 1
+                self.inside += not rejected
                 continue
             ours = self._ours(rcpt.rpartition("@")[2])
             # Of mail to inside, client and P1 decide nothing (R2).
-            key = (ANYBODY, "", ours) if ours and not self.snapshot.upstream else (origin, sender_key, ours)
+            key = (ANYBODY, "", ours) if ours and not self.snapshot.upstream else (like, sender_key, ours)
             ruling = self._rulings.get(key) or self._rule(key, origin, reverse_path, rcpt)
+            if rejected:
+                if ruling.heading not in _THROUGH:
+                    key_of_group = (Heading.REJECTED, ruling.organization, ruling.reason)
+                    found.setdefault(key_of_group, []).append((rcpt, outcome))
+                continue
             self.inside += ruling.inside
+            self.left += ruling.left
             if ruling.inside and became is not octets and self.snapshot.upstream:
                 rcpt = text(became)
                 ruling = self._leaving(reverse_path, sender_domain, rcpt)
+            by_enforce |= ruling.by_enforce
             if ruling.heading is None:
-                self.relayed += not ruling.inside
+                self.relayed += not ruling.inside and not ruling.left
                 continue
             heading = ruling.heading
-            if outcome == "rejected":
-                if heading is Heading.UPSTREAM:
-                    continue
-                heading = Heading.REJECTED
             reason = ruling.upstream if heading is Heading.UPSTREAM else ruling.reason
             found.setdefault((heading, ruling.organization, reason), []).append((rcpt, outcome))
-        self.hosts.add((origin.ip, origin.name), len(recipients))
+        self.by_enforce += by_enforce
         if found:
             self._count(message, origin, reverse_path, found)
 
@@ -266,15 +213,33 @@ class Tally:
             )
         return found
 
+    def _like(self, origin: Origin) -> Origin:
+        """Return the client whose verdicts *origin* shares: itself, or any that no connector knows."""
+        found = self._likes.get(origin)
+        if found is None:
+            if len(self._likes) >= _LIKES:
+                self._likes.clear()
+            known = origin.trusted or origin.authenticated or origin.local
+            if not known:
+                client = self.snapshot.rules.client(origin.ip or None)
+                known = bool(client.enabled or client.disabled)
+            found = self._likes[origin] = origin if known else STRANGER
+        return found
+
+    def owner(self, organization: str) -> str:
+        """Return an organisation as it is shown: mail that is attributed to none is for the only one."""
+        return organization or self._only or "none found"
+
     def names(self, origin: Origin) -> tuple[str, ...]:
+        """Return what the rules know a client's trusted certificate by: its names, or a text that there is none."""
+        return self.snapshot.certificates.names_of(_shown(origin))
+
+    def known_names(self, origin: Origin) -> tuple[str, ...]:
         """Return the names of a client's trusted certificate, as far as log and certificate_folder tell."""
-        if not origin.trusted or origin.unnamed:
-            return ()
-        shown = Shown(origin.common_name, origin.issuer, origin.fingerprint)
-        return self.snapshot.certificates.names_of(shown)
+        return self.snapshot.certificates.known_names(_shown(origin))
 
     def judged(self, origin: Origin, reverse_path: str, rcpt: str) -> flow.Judgement:
-        """Return the judgement on one recipient."""
+        """Return the judgement on one recipient, as in mode enforce."""
         return flow.judge(self.snapshot, self.client(origin), Mail(reverse_path), rcpt)
 
     def _rule(self, key: tuple[Origin, str, str], origin: Origin, reverse_path: str, rcpt: str) -> Ruling:
@@ -283,21 +248,31 @@ class Tally:
         judgement = self.judged(origin, reverse_path, rcpt)
         verdict, upstream = judgement.verdict, judgement.upstream
         organization = verdict.organization.name if verdict.organization else ""
-        heading = None
-        if verdict.result is Result.REFUSE:
+        heading, left, by_enforce = None, False, False
+        mended = verdict.result is Result.REFUSE and judgement.treatment is Treatment.REWRITE
+        if verdict.result is Result.REFUSE and not mended:
             heading = Heading.REFUSED
             if origin.unnamed:
                 heading = Heading.CERTIFICATE_UNNAMED
+            elif flow.left_to_mta(self.snapshot, verdict):
+                heading, left = None, True
             elif self.snapshot.config.relay.requirements is RuleSet.LEGACY:
                 heading = Heading.P2_UNSEEN
-        elif upstream is not None and upstream.result is Result.REFUSE:
+        elif refuses(upstream):
             heading = Heading.UPSTREAM
+        elif mended:
+            heading = Heading.MENDED
+        elif upstream is not None:
+            by_enforce = refuses(flow.judge(self._as_it_is, self.client(origin), Mail(reverse_path), rcpt).upstream)
         there = upstream.reason.value if upstream else ""
         inside = verdict.result is Result.INSIDE
-        return self._rulings.setdefault(key, Ruling(heading, organization, verdict.reason.value, there, inside))
+        ruling = Ruling(heading, organization, verdict.reason.value, there, inside, left, by_enforce)
+        return self._rulings.setdefault(key, ruling)
 
     def _ours(self, domain: str) -> str:
         """Return *domain* if the rules know it, else "" like for all others."""
+        if len(domain) > LONGEST_DOMAIN:
+            return ""
         found = self._known.get(domain)
         if found is None:
             if len(self._known) >= _DOMAINS:
@@ -309,7 +284,7 @@ class Tally:
     def _sender_key(self, sender_domain: str) -> str:
         """Return what a verdict depends on of a P1 domain: for SRS on the way to Exchange Online on all of it."""
         if sender_domain == "<>" or self.snapshot.upstream:
-            return sender_domain
+            return sender_domain[:LONGEST_DOMAIN]
         return self._ours(sender_domain)
 
     def _leaving(self, reverse_path: str, sender_domain: str, rcpt: str) -> Ruling:
@@ -325,10 +300,10 @@ class Tally:
         reverse_path: str,
         found: dict[tuple[Heading, str, str], list[tuple[str, str]]],
     ) -> None:
-        domain = domain_of(reverse_path) or f"<{reverse_path}>"
+        domain = domain_of(reverse_path) or f"<{clipped(reverse_path)}>"
         counted: dict[Heading, int] = {}
         for (heading, organization, reason), recipients in found.items():
-            if self._organization and organization != self._organization:
+            if self._organization and (organization or self._only) != self._organization:
                 continue
             section = self.sections[heading]
             counted[heading] = counted.get(heading, 0) + len(recipients)
@@ -338,8 +313,9 @@ class Tally:
             group.recipients += len(recipients)
             if len(group.samples) < SAMPLES:
                 rcpt, outcome = recipients[0]
+                envelope = clipped(reverse_path), clipped(rcpt)
                 group.samples.append(
-                    Sample(message.queue_id, _time(message.time), reverse_path, rcpt, outcome, message.size_bytes)
+                    Sample(message.queue_id, _time(message.time), *envelope, outcome, message.size_bytes)
                 )
         for heading, number in counted.items():
             section = self.sections[heading]
@@ -352,11 +328,14 @@ class Tally:
 MADE_HERE = Origin("", "this host", local=True)
 """Whose bounces and forwarded copies are."""
 ANYBODY = Origin("", "")
+STRANGER = Origin("", "unknown to all connectors")
+"""Stands for every client that no connector knows and that shows nothing."""
 
 
-def text(octets: bytes) -> str:
-    """Decode an address; odd bytes survive."""
-    return octets.decode("utf-8", "surrogateescape")
+def _shown(origin: Origin) -> Shown:
+    if not origin.trusted or origin.unnamed:
+        return NO_CERTIFICATE
+    return Shown(origin.common_name, origin.issuer, origin.fingerprint)
 
 
 def _time(head: bytes) -> str:

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gatepost.admin.replay_tally import MADE_HERE, Group, Heading, Tally
-from gatepost.relay import Mail, Reason, explain
+from gatepost.admin.replay_count import Group
+from gatepost.admin.replay_tally import MADE_HERE, Heading, Tally
+from gatepost.relay import Mail, explain
 from gatepost.service import upstream_words
+from gatepost.service.organizations import RefusalAction
 
-REASONS = {
-    Reason.NOTHING_ACCEPTED.value: "Condition 1: neither certificate nor P1 is in an accepted domain.",
-    Reason.NULL_SENDER.value: "Condition 1: mail with a null sender needs a certificate in an accepted domain.",
-    Reason.NO_CONNECTOR.value: "Condition 2: no connector of the organization matches the client.",
-    Reason.CONNECTOR_FOR_OTHER_DOMAINS.value: "Condition 2: the connector is limited to other accepted domains.",
-}
 TITLES = {
     Heading.REFUSED: "Would be refused",
     Heading.CERTIFICATE_UNNAMED: "Would be refused, unless their certificate lets them through",
@@ -36,15 +32,22 @@ P2 = (
     "P2 does not count since 2023-11-01, and no mail log has it. Which of these messages relied on it before: "
     "`gatepost report start --type P2SenderAttribution`, once gatepost has run in mode monitor for some days."
 )
+ACTIONS = {
+    RefusalAction.TEMPFAIL: "is put off with 451",
+    RefusalAction.QUARANTINE: "is taken and held in the MTA's hold queue",
+    RefusalAction.TAG: "goes on with a header that says so",
+    RefusalAction.REWRITE: "gets an SRS address and goes on where a connector lets that relay, else it is refused",
+}
 _SENTENCES = 2
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What is wrong with a group, and the likeliest remedies."""
+    """What is wrong with a group, and the likeliest remedies. also: what is needed beside one of these."""
 
     problem: str
     remedies: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 def advise(tally: Tally, heading: Heading, group: Group) -> Advice:
@@ -57,7 +60,15 @@ def advise(tally: Tally, heading: Heading, group: Group) -> Advice:
     client, mail = tally.client(group.origin), Mail(sample.reverse_path)
     verdict = tally.judged(group.origin, sample.reverse_path, sample.rcpt).verdict
     words = explain(verdict, client, mail, sample.rcpt, tally.snapshot.config.relay.requirements)
-    return Advice(words.failed, words.remedies[:_SENTENCES])
+    return Advice(words.failed, words.remedies[:_SENTENCES], words.also[:_SENTENCES])
+
+
+def actions(tally: Tally) -> dict[str, RefusalAction]:
+    """Return what is done with refused mail of each organisation ("" none) that has any, if it is not rejected."""
+    rules, found = tally.snapshot.rules, {}
+    for name, _ in tally.sections[Heading.REFUSED].reasons.counts:
+        found[name] = tally.snapshot.action(rules.organizations[name] if name else None)
+    return {name: action for name, action in sorted(found.items()) if action is not RefusalAction.REJECT}
 
 
 def _upstream(tally: Tally, group: Group) -> Advice:
@@ -65,7 +76,7 @@ def _upstream(tally: Tally, group: Group) -> Advice:
     for origin in (group.origin, MADE_HERE):  # what a client sent to inside may leave as a forwarded copy
         judgement = tally.judged(origin, sample.reverse_path, sample.rcpt)
         if there and judgement.upstream:
-            remedies = upstream_words.remedies(there, judgement.upstream, enforce=judgement.enforce)
+            remedies = upstream_words.remedies(tally.snapshot, judgement, sample.reverse_path)
             decision = upstream_words.decision(there, judgement.upstream, sample.reverse_path)
             return Advice(decision, tuple(remedies)[:_SENTENCES])
     return Advice("", ())

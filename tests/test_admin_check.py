@@ -19,6 +19,7 @@ state_directory = "{state}"
 name = "contoso"
 [[organization.accepted_domain]]
 domain = "contoso.com"
+default = true
 [[organization.connector]]
 name = "head office"
 sender_ip_addresses = ["192.0.2.0/28"]
@@ -653,6 +654,21 @@ def test_action_tag_lets_the_message_through_with_a_header(gatepost: Gatepost) -
 """)
 
 
+def test_client_without_connector_is_told_that_it_needs_one_in_any_case(gatepost: Gatepost) -> None:
+    result = gatepost("--ip", "203.0.113.9", "--mail-from", "app@vendor.example", "--rcpt", "x@gmail.com")
+    assert result.output.index("What to change (any one of these may do)\n") < result.output.index(CONNECTOR_TOO)
+    assert result.output.count("connector as well") == 1
+
+
+CONNECTOR_TOO = """
+  And, in any case
+  - The client needs a connector as well: add "203.0.113.9" to
+    organization[contoso].connector[head office].sender_ip_addresses.
+
+  What happens
+"""
+
+
 def test_in_mode_monitor_the_action_is_named(gatepost: Gatepost) -> None:
     gatepost.configure("[relay]\n" + QUARANTINE)
     result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
@@ -666,7 +682,6 @@ def test_what_comes_from_an_export_is_changed_in_exchange_online(gatepost: Gatep
     name = 'name = "contoso"\n'
     configuration = gatepost.secret.parent / "gatepost.toml"
     text = configuration.read_text().replace(name, f'{name}exchange_export = ["domains.json"]\n')
-    text = text.replace('domain = "contoso.com"', 'domain = "contoso.com"\ndefault = true')
     configuration.write_text(text)
     result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
     assert (
@@ -751,6 +766,7 @@ def test_json_holds_the_whole_answer(gatepost: Gatepost) -> None:
                     "tls_sender_certificate_name *.contoso.com: condition 2 holds.",
                 ],
                 "remedies": [],
+                "also": [],
                 "notes": [],
                 "upstream": None,
                 "envelope": {

@@ -74,7 +74,7 @@ def test_csv_answers_each_recipient_with_a_row(batch: Batch) -> None:
         'trusted certificate. Condition 2 holds: connector "head office" of contoso matches the client. An IP address '
         "is enough only where P1 or the recipient is in an accepted domain.",
         "remedy": "If vendor.example is your own, declare it: [[organization.accepted_domain]] "
-        'domain = "vendor.example" under organization[contoso].',
+        'domain = "vendor.example" under organization[contoso], and set default = true for contoso.com.',
         "mail_from_afterwards": "",
         "upstream": "",
     }
@@ -88,6 +88,15 @@ def test_csv_answers_each_recipient_with_a_row(batch: Batch) -> None:
         {"verdict": "inside", "action": "pass", "mail_from_afterwards": "bob@fabrikam.com"},
     ]
     assert result.exit_code == 1
+
+
+def test_remedy_of_a_client_without_connector_has_both_parts(batch: Batch) -> None:
+    (row,) = rows(batch(HEADER + "203.0.113.9,,,,app@vendor.example,,x@gmail.com\n"))
+    assert row["remedy"].startswith("If vendor.example is your own, declare it: ")
+    assert row["remedy"].endswith(
+        ' The client needs a connector as well: add "203.0.113.9" to '
+        "organization[contoso].connector[head office].sender_ip_addresses."
+    )
 
 
 def test_json_lines_are_told_by_their_content(batch: Batch) -> None:

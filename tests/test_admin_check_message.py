@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import ssl
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 from daemonprocess import CONTOSO
 
 from gatepost.admin.authority import Authority
+from gatepost.admin.check_message import read_headers
 from gatepost.admin.command import main
 
 HERE = os.uname().nodename
@@ -124,6 +127,20 @@ def test_lines_by_which_a_host_got_it_from_itself_do_not_count(check: Check) -> 
     )
 
 
+def test_a_client_that_says_helo_with_this_hosts_name_is_not_this_host(check: Check) -> None:
+    forged = f"from {HERE} (unknown [203.0.113.66]) by {HERE} (Postfix) with ESMTP id 3"
+    lines = received(forged, POSTFIX.format(by=HERE))
+    assert check.taken("Return-Path: <>\nTo: x@gmail.com\n" + lines + MESSAGE)[0] == (
+        f"client 203.0.113.66, HELO {HERE}, from Received header 1, written by {HERE}."
+    )
+
+
+def test_a_message_is_read_to_its_headers_end_only() -> None:
+    stream = io.BytesIO(b"Return-Path: <>\r\nSubject: x\r\n\r\nFrom: body\r\n" + b"more\r\n" * 3)
+    assert read_headers(stream).keys() == ["Return-Path", "Subject"]
+    assert stream.read() == b"From: body\r\n" + b"more\r\n" * 3
+
+
 def test_a_private_client_is_a_client(check: Check) -> None:
     lines = received(f"from scanner (unknown [10.1.2.3]) by {HERE} (Postfix) with SMTP id 2")
     assert check.taken("Return-Path: <>\nTo: x@gmail.com\n" + lines + MESSAGE)[0].startswith(
@@ -215,5 +232,21 @@ def test_a_certificate_that_no_mta_trusts_has_no_names(check: Check, why: str) -
 
 def test_a_certificate_file_that_has_none_is_wrong_usage(check: Check) -> None:
     result = check(MESSAGE, "--certificate-file", str(check.folder / "gatepost.toml"))
-    assert result.output.splitlines()[-1].endswith("gatepost.toml has no certificate in PEM form")
+    assert result.output.splitlines()[-1].endswith("gatepost.toml holds no certificate, neither PEM nor DER")
     assert result.exit_code == 64
+
+
+def test_a_certificate_that_is_not_valid_yet_has_no_names(check: Check, tmp_path: Path) -> None:
+    pem = Authority(tmp_path / "tls").issue("mail.contoso.com").certificate
+    options = ("--certificate-file", str(pem), "--at", "2020-02-01", "--mail-from", "<>", "--rcpt", "x@gmail.com")
+    result = check(MESSAGE, *options)
+    assert f"{pem}: it is valid from " in " ".join(result.output.split())
+    assert "\nCertificate  none that is trusted\n" in result.output
+
+
+def test_a_certificate_file_may_be_der(check: Check, tmp_path: Path) -> None:
+    pem = Authority(tmp_path / "tls").issue("mail.contoso.com").certificate
+    der = tmp_path / "client.cer"
+    der.write_bytes(ssl.PEM_cert_to_DER_cert(pem.read_text()))
+    result = check(MESSAGE, "--certificate-file", str(der), "--mail-from", "<>", "--rcpt", "x@gmail.com")
+    assert "\nCertificate  mail.contoso.com\n" in result.output

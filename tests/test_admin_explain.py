@@ -230,6 +230,41 @@ def test_exempt_clients_are_rebuilt_from_what_is_recorded(
     assert "today's configuration" not in text
 
 
+@pytest.mark.parametrize(
+    ("macros", "local", "client"),
+    [
+        ({"{auth_authen}": "ann"}, False, "Client 203.0.113.7, authenticated (SASL)"),
+        ({}, True, "Client 127.0.0.1, by sendmail(1) on this host"),
+    ],
+)
+def test_exempt_clients_whose_mail_was_refused_for_another_reason_are_rebuilt(
+    host: Host, macros: dict[str, str], local: bool, client: str
+) -> None:
+    mta = host.mta(ENFORCE, '[srs]\nform = "long"\n' + CONTOSO)
+    mta.macros.update(macros)
+    session = mta.connected("127.0.0.1", 0) if local else mta.connected("203.0.113.7")
+    mta.message(session, f"<{'a' * 230}@x.example>")
+    text = host.explained()
+    assert client in text
+    assert "so P1 must be rewritten by SRS, and cannot be." in text
+    assert "today's configuration" not in text
+
+
+def test_from_header_and_certificate_are_those_of_the_first_entry_that_has_them(host: Host) -> None:
+    host.configure(ENFORCE + 'requirements = "legacy"\n' + CONTOSO)
+    fields = {"requirements": "legacy", "client": "192.0.2.1", "reverse_path": "app@vendor.example"}
+    at_rcpt = {"recipient": "old@contoso.com", "reason": "srs-expired", "action": "reject", "header_from": ""}
+    at_end = {"header_from": "ceo@contoso.com", "certificate_names": "crm.contoso.com", "organization": "contoso"}
+    ledgers.sqlite(
+        host.folder,
+        ledgers.entry("LEGACY2222", NOW, **{**fields, **at_rcpt, "certificate_names": ""}),
+        ledgers.entry("LEGACY2222", NOW + 1, **{**fields, **at_end, "reason": "p2-accepted", "action": "pass"}),
+    )
+    assert "Certificate crm.contoso.com" in host.explained("LEGACY2222")
+    _, at_end_today = json.loads(host.explain("LEGACY2222", "--json").stdout)["recipients"]
+    assert at_end_today["today"]["p2"].startswith("ceo@contoso.com: contoso.com is an accepted domain of contoso")
+
+
 def test_forged_srs_recipient_has_the_words_of_check(host: Host) -> None:
     mta = host.mta(ENFORCE, '[srs]\nreverse = "milter"\n' + CONTOSO)
     mta.message(mta.connected(), "<>", ["<bounces+SRS=aaaaaaaa=G3=fabrikam.com=bob@contoso.com>"])
@@ -239,6 +274,14 @@ def test_forged_srs_recipient_has_the_words_of_check(host: Host) -> None:
     assert "SRS: wrong hash: no key here made it;" in text
     assert "The recipient was refused with 550 5.1.1 SRS address with a wrong hash." in text
     assert "today's configuration" not in text
+
+
+def test_message_with_too_many_headers_that_only_gatepost_may_set(host: Host) -> None:
+    mta = host.mta(ENFORCE, 'action = "tag"\n' + CONTOSO)
+    mta.message(mta.connected(macros=TRUSTED), "<app@contoso.com>", headers=[("X-Gatepost-Relay", "relay")] * 21)
+    text = host.explained()
+    assert "Refused: the message came with more X-Gatepost-Relay headers than gatepost removes." in text
+    assert "The recipient was refused with 550 5.6.0 Too many X-Gatepost-Relay headers." in text
 
 
 def test_srs_recipient_that_takes_only_bounces(host: Host) -> None:
@@ -490,7 +533,8 @@ def test_a_ledger_of_an_earlier_release_gets_the_indexes(sqlite_url: str, query:
 CHANGES = """\
   What to change (any one of these may do)
   - If vendor.example is your own, declare it: [[organization.accepted_domain]]
-    domain = "vendor.example" under organization[contoso].
+    domain = "vendor.example" under organization[contoso], and set default =
+    true for contoso.com.
   - Let the application use an accepted P1, such as one in contoso.com. P1 is
     what it says in MAIL FROM; services call it return path or bounce address.
   - Or let the client present a trusted certificate with a name in an accepted

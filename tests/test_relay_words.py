@@ -171,7 +171,7 @@ def test_certificate_that_no_connector_names_is_told_the_key_to_change() -> None
 
 def test_certificate_where_no_connector_has_a_name_is_told_to_declare_one() -> None:
     assert words("203.0.113.9", "bob@fabrikam.com", names=["mail.fabrikam.com"]).remedies[1] == (
-        'Or declare [[organization.connector]] tls_sender_certificate_name = "mail.fabrikam.com" '
+        'Or declare [[organization.connector]] name = "…", tls_sender_certificate_name = "mail.fabrikam.com" '
         "under organization[fabrikam]."
     )
 
@@ -204,7 +204,7 @@ def test_certificate_that_only_a_connector_knows_is_told_to_be_of_an_accepted_do
     )
     assert (
         "If mail.vendor.example is your own, declare it: [[organization.accepted_domain]] "
-        'domain = "mail.vendor.example" under organization[contoso]. '
+        'domain = "mail.vendor.example" under organization[contoso], and set default = true for contoso.com. '
         "A connector knows that certificate name, but it is in no accepted domain."
     ) in explanation.remedies
 
@@ -301,12 +301,87 @@ def test_stranger_is_told_to_declare_domain_and_connector() -> None:
     )
     assert explanation.remedies == (
         'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" '
-        "under your organization.",
+        "under your organization, and set default = true for one.",
         f"Let the application use an accepted P1. {P1_IS}",
-        "Or let the client present a trusted certificate with a name in an accepted domain, and declare "
-        f"[[organization.connector]] tls_sender_certificate_name = that name under your organization. {IN_FOLDER}",
-        'The client needs a connector as well: declare [[organization.connector]] sender_ip_addresses = ["203.0.113.9"]'
-        " under your organization.",
+        f"Or let the client present a trusted certificate with a name in an accepted domain {AS_NONE}. {IN_FOLDER}",
+    )
+    assert explanation.also == (
+        'The client needs a connector as well: declare [[organization.connector]] name = "…", sender_ip_addresses = '
+        '["203.0.113.9"] under your organization.',
+    )
+
+
+def test_of_a_single_organization_the_only_one_is_meant() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example", rules=STRICT_RULES)
+    assert explanation.remedies[1].startswith("Let the application use an accepted P1, such as one in contoso.com.")
+    assert explanation.also == (
+        'The client needs a connector as well: add "203.0.113.9" to '
+        "organization[contoso].connector[head office].sender_ip_addresses.",
+    )
+
+
+def test_certificate_of_unknown_names_is_told_to_be_put_into_the_folder() -> None:
+    explanation = words("203.0.113.9", "app@vendor.example", names=["no name known: fingerprint 46:06:AA"])
+    assert explanation.steps[1] == (
+        "The certificate with fingerprint 46:06:AA is not in relay.certificate_folder, so its names are not known: "
+        "condition 1 fails."
+    )
+    assert explanation.failed == (
+        "Condition 1 failed: the P1 domain vendor.example is not accepted, and gatepost does not know the names in "
+        "the client's certificate (fingerprint 46:06:AA). Condition 2 failed too: no enabled connector matches "
+        "address 203.0.113.9 (its certificate's names are not known)."
+    )
+    assert explanation.remedies[0] == (
+        "Put the client's certificate, without its key, into relay.certificate_folder (fingerprint 46:06:AA): "
+        "gatepost does not know the names in it."
+    )
+
+
+def test_certificate_of_unknown_names_and_fingerprint_is_told_how_the_mta_reports_one() -> None:
+    explanation = words("203.0.113.9", "bob@contoso.com", names=["no name known"])
+    assert explanation.steps[1] == (
+        "The client's certificate is not in relay.certificate_folder, so its names are not known: condition 1 fails."
+    )
+    assert explanation.remedies[0] == (
+        "Put the client's certificate, without its key, into relay.certificate_folder, and let the MTA report its "
+        "fingerprint (Postfix: have policyd asked at RCPT): gatepost does not know the names in it."
+    )
+
+
+def test_certificate_name_of_one_label_is_not_said_to_have_a_parent() -> None:
+    assert words("192.0.2.5", "app@vendor.example", names=["crm"]).steps[1] == (
+        "Certificate name crm is no accepted domain: condition 1 fails."
+    )
+
+
+def test_p1_with_an_address_literal_is_not_said_to_be_that_of_a_cron_job() -> None:
+    assert words("192.0.2.5", "a@[1.2.3.4]").remedies[0] == (
+        f"Let the application use an accepted P1, such as one in contoso.com. {P1_IS}"
+    )
+
+
+def test_examples_are_of_a_domain_that_a_limited_connector_is_for_r11() -> None:
+    explanation = words("192.0.2.33", "app@vendor.example")
+    assert explanation.remedies[0] == (
+        'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" under '
+        'organization[contoso], and add "vendor.example" to '
+        "organization[contoso].connector[lab].associated_accepted_domains."
+    )
+    assert (
+        explanation.remedies[1] == f"Let the application use an accepted P1, such as one in corp.contoso.com. {P1_IS}"
+    )
+    assert "such as mail.corp.contoso.com (" in explanation.remedies[2]
+
+
+def test_client_known_by_its_certificate_is_told_that_the_connector_must_know_the_new_one() -> None:
+    connector = Connector("saas", tls_sender_certificate_name="mail.vendor.example")
+    rules = Rules([Organization("contoso", (AcceptedDomain("contoso.com", default=True),), (connector,))])
+    explanation = words("203.0.113.9", "", names=["mail.vendor.example"], rules=rules)
+    assert explanation.remedies[0] == (
+        "Send null-sender mail (NDRs, automatic replies) to outside over a connection with a trusted certificate "
+        "whose name is in an accepted domain, such as mail.contoso.com, and set "
+        "organization[contoso].connector[saas].tls_sender_certificate_name to it: no P1 or IP address can make up for "
+        "it."
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Optional
 
 from gatepost.admin.check_model import NOT_A_BOUNCE, SRS_BOUNCE, UNREWRITABLE, Answer, Envelope, Question, Report
-from gatepost.admin.check_notes import on_all, on_daemon, on_export, on_forwarding, on_srs, on_switch, rewrites
+from gatepost.admin.check_notes import on_all, on_daemon, on_export, on_forwarding, on_srs, on_switch
 from gatepost.admin.srs_commands import bare, verdict
 from gatepost.milter.transaction import header_addresses
 from gatepost.relay import Client, Mail, Organization, Result, explain
@@ -123,6 +123,7 @@ def decision_for(reason: str, rcpt: str) -> str:
         NOT_A_BOUNCE: f"Refused: {rcpt} is an SRS address made here, which takes bounces only (null sender).",
         UNREWRITABLE: f"Refused: {rcpt} is outside, so P1 must be rewritten by SRS, and cannot be.",
         LEFT_TO_MTA: f"Left to Postfix: {rcpt} is outside, and no organization is meant.",
+        "too-many-tags": "Refused: the message came with more X-Gatepost-Relay headers than gatepost removes.",
     }.get(reason, other if reason.startswith("srs-") else f"{rcpt}: {reason or 'no reason is recorded'}.")
 
 
@@ -208,6 +209,7 @@ def _relay(snapshot: Snapshot, answer: Answer, now: int) -> Answer:
             failed=f"SRS: P1 must be rewritten, and {error}.",
             reply=str(replies.UNREWRITABLE),
             remedies=("Let the application use a shorter, well-formed P1, or one in an accepted domain.",),
+            also=(),
         )
     return replace(answer, envelope=passed or leaving, enforced=leaving)
 
@@ -219,7 +221,7 @@ def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
         return answer
     mail_from, rcpt = (answer.envelope or answer.before).mail_from, answer.before.rcpt
     sentence = upstream_words.decision(there, judgement.upstream, mail_from)
-    helps = tuple(upstream_words.remedies(there, judgement.upstream, enforce=judgement.enforce))
+    helps = tuple(upstream_words.remedies(snapshot, judgement, answer.before.mail_from))
     if judgement.treatment is not Treatment.UPSTREAM:
         return replace(answer, notes=(*answer.notes, sentence, *helps))
     reason = why_refused(judgement.upstream)
@@ -231,6 +233,7 @@ def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
         failed=sentence,
         reply=str(replies.RELAY_DENIED),
         remedies=helps,
+        also=(),
         envelope=None,
         enforced=None,
     )
@@ -239,8 +242,9 @@ def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
 def _refused(snapshot: Snapshot, answer: Answer) -> Answer:
     """Answer for what the relay rule refuses; relay.action says what is done about it."""
     verdict = answer.judgement.verdict
-    answer = replace(answer, refused=True, failed=answer.explanation.failed, remedies=answer.explanation.remedies)
-    if not verdict.meant and snapshot.config.relay.enforced_by != "milter":
+    words = answer.explanation
+    answer = replace(answer, refused=True, failed=words.failed, remedies=words.remedies, also=words.also)
+    if flow.left_to_mta(snapshot, verdict):
         return replace(answer, reason=LEFT_TO_MTA, decision=decision_for(LEFT_TO_MTA, answer.before.rcpt))
     action = snapshot.action(verdict.organization)
     reply = {RefusalAction.REJECT: str(replies.RELAY_DENIED), RefusalAction.TEMPFAIL: str(replies.RELAY_DEFERRED)}
@@ -250,7 +254,7 @@ def _refused(snapshot: Snapshot, answer: Answer) -> Answer:
 def _leaving(snapshot: Snapshot, before: Envelope, organization: Optional[Organization], now: int) -> Envelope:
     """Return relayed mail as it leaves in mode enforce. Raises AddressError where P1 can't be rewritten."""
     leaving = rewriting.leaving(snapshot, before.mail_from)
-    if leaving is Egress.OUT or not rewrites(snapshot):
+    if leaving is Egress.OUT or not rewriting.rewrites(snapshot):
         return before
     rewritten = rewriting.relayed(snapshot, before.mail_from, organization, now)
     if leaving is Egress.IMPOSSIBLE:

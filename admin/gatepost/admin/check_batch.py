@@ -191,7 +191,7 @@ def _cells(number: int, question: Question, answer: Answer) -> tuple[Cell, ...]:
         answer.outcome,
         answer.reply,
         answer.failed,
-        answer.remedies[0] if answer.remedies else "",
+        " ".join((*answer.remedies[:1], *answer.also[:1])),
         (answer.envelope.mail_from or "<>") if answer.envelope else "",
         answer.upstream,
     )

@@ -11,36 +11,31 @@ import click
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from gatepost.admin.configuration import unreadable
-from gatepost.service.certificates import names_in
+from gatepost.service.certificates import read_file
 
 
 def read(file: str, now: int) -> tuple[tuple[str, ...], str]:
-    """Return the names in the certificate in the PEM file *file* that count at *now*, and a sentence about it.
+    """Return the names in the client's certificate in *file* that count at *now*, and a sentence about it.
 
     None counts where the MTA will not trust it (R10). Raises click.UsageError.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(Path(file).read_bytes())
-    except OSError as error:
-        unreadable(file, error)
-    except ValueError:
-        raise click.UsageError(f"--certificate-file: {file} has no certificate in PEM form") from None
-    names = names_in(certificate)
+    certificates, problems = read_file(Path(file))
+    if not certificates:
+        raise click.UsageError(f"--certificate-file: {file} {problems[0]}")
+    names, certificate = certificates[0].names, x509.load_der_x509_certificate(certificates[0].der)
     shown = ", ".join(names) or "none"
     untrusted = _untrusted(certificate, now)
     if untrusted:
         return (), f"{file}: {untrusted}, so it is as good as none; its names are: {shown}"
-    until = datetime.fromtimestamp(_until(certificate), timezone.utc)
-    return names, f"{file}: names {shown}; valid until {until.day} {until:%B %Y}"
+    return names, f"{file}: names {shown}; valid until {_day(_until(certificate))}"
 
 
 def _untrusted(certificate: x509.Certificate, now: int) -> str:
     """Return why no MTA trusts the certificate as a client's, "" where nothing in itself is in the way."""
-    until = _until(certificate)
-    if until < now:
-        day = datetime.fromtimestamp(until, timezone.utc)
-        return f"it expired on {day.day} {day:%B %Y}"
+    if _until(certificate) < now:
+        return f"it expired on {_day(_until(certificate))}"
+    if _begin(certificate) > now:
+        return f"it is valid from {_day(_begin(certificate))} on only"
     if certificate.issuer == certificate.subject:
         return "it is self-signed"
     try:
@@ -52,7 +47,19 @@ def _untrusted(certificate: x509.Certificate, now: int) -> str:
     return "its extended key usage is without clientAuth, which Postfix and Sendmail ask of a client"
 
 
+def _day(at: float) -> str:
+    day = datetime.fromtimestamp(at, timezone.utc)
+    return f"{day.day} {day:%B %Y}"
+
+
+# cryptography before 42 has both times without time zone only.
+
+
+def _begin(certificate: x509.Certificate) -> float:
+    begin: Optional[datetime] = getattr(certificate, "not_valid_before_utc", None)
+    return (begin or certificate.not_valid_before.replace(tzinfo=timezone.utc)).timestamp()
+
+
 def _until(certificate: x509.Certificate) -> float:
     until: Optional[datetime] = getattr(certificate, "not_valid_after_utc", None)
-    # cryptography before 42 has it without time zone only.
     return (until or certificate.not_valid_after.replace(tzinfo=timezone.utc)).timestamp()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from dataclasses import replace
 from email.message import Message
 from email.parser import BytesHeaderParser
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import BinaryIO, NamedTuple, Optional
 
 import click
 
@@ -23,6 +24,7 @@ from gatepost.milter.transaction import header_addresses
 _RECIPIENT_HEADERS = ("X-Original-To", "Delivered-To")
 _ADDRESS = re.compile(r"(?<!helo=)[\[(](?:IPv6:)?([0-9A-Fa-f.:]+)[\])]")
 _FROM = re.compile(r"\s*from\s+(\S+)", re.IGNORECASE)
+_VERIFIED = re.compile(r"\(([\w.-]+) \[")
 _HELO = re.compile(r"\bhelo=([^\s)]+)", re.IGNORECASE)
 _BY = re.compile(r"\bby\s+([\w.-]+)", re.IGNORECASE)
 _LOCAL = re.compile(r"\(Postfix, from userid \d+\)")
@@ -31,7 +33,11 @@ _CERTIFICATE = re.compile(r'\(Client CN "([^"]+)", Issuer "[^"]*" \(verified OK\
 
 
 class Hop(NamedTuple):
-    """What a Received header tells. number: its place from the top, from 1. by: who wrote it. certificate: a CN."""
+    """What a Received header tells.
+
+    number: its place from the top, from 1. by: who wrote it. certificate: a CN. itself: the client is that host, by the
+    name of its address, not by HELO, which may say anything.
+    """
 
     number: int
     by: str
@@ -39,6 +45,7 @@ class Hop(NamedTuple):
     helo: str
     authenticated: bool
     certificate: str
+    itself: bool
 
 
 def completed(question: Question, file: str, here: Sequence[str], *, mail_from_given: bool) -> Question:
@@ -67,18 +74,23 @@ def completed(question: Question, file: str, here: Sequence[str], *, mail_from_g
 
 
 def _read(file: str) -> Message:
-    parser = BytesHeaderParser()
     try:
         if file == "-":
-            message = parser.parse(sys.stdin.buffer)
+            message = read_headers(sys.stdin.buffer)
         else:
             with Path(file).open("rb") as stream:
-                message = parser.parse(stream)
+                message = read_headers(stream)
     except OSError as error:
         unreadable(file, error)
     if not message.keys():
         raise click.UsageError(f"{file}: is no message: it begins with no header")
     return message
+
+
+def read_headers(stream: BinaryIO) -> Message:
+    """Read to the blank line only: a message may be large."""
+    lines = itertools.takewhile(lambda line: line.strip(b"\r\n"), stream)
+    return BytesHeaderParser().parsebytes(b"".join(lines))
 
 
 def _taking(question: Question, what: str, **fields: object) -> Question:
@@ -131,7 +143,7 @@ def _is_host(name: str, here: Sequence[str]) -> bool:
 def _hops(received: Sequence[str]) -> list[Hop]:
     """Return what the Received headers tell, the last hop first, without those by which a host got it from itself."""
     hops = [_hop(number, " ".join(value.split())) for number, value in enumerate(received, start=1)]
-    return [hop for hop in hops if hop is not None and hop.helo.lower() != hop.by.lower()]
+    return [hop for hop in hops if hop is not None and not hop.itself]
 
 
 def _hop(number: int, value: str) -> Optional[Hop]:
@@ -141,13 +153,15 @@ def _hop(number: int, value: str) -> Optional[Hop]:
     ip = next(filter(None, map(_client_address, reversed(_ADDRESS.findall(origin)))), None)
     if ip is None:
         return None
+    by = _found(_BY, f"by {rest}")
     return Hop(
         number=number,
-        by=_found(_BY, f"by {rest}"),
+        by=by,
         ip=ip,
         helo=_found(_HELO, origin) or _found(_FROM, origin).strip("[]"),
         authenticated=_AUTHENTICATED.search(rest) is not None,
         certificate=_found(_CERTIFICATE, value),
+        itself=by.lower() in map(str.lower, _VERIFIED.findall(origin)[-1:]),
     )
 
 

@@ -52,8 +52,9 @@ class Answer:
 
     refused: the rules refuse it, by relay rule or SRS. reason: why, as the log has it. action: what is done about what
     the relay rule refuses, None where that is not gatepost's. reply: the SMTP reply then, "" where there is none.
-    effective: what is refused or rewritten really is; else the mode is monitor. before: the envelope that came;
-    envelope: what the MTA goes on with, None for nothing; enforced: that in mode enforce.
+    effective: what is refused or rewritten really is; else the mode is monitor. remedies, also: as an Explanation has
+    them. before: the envelope that came; envelope: what the MTA goes on with, None for nothing; enforced: that in mode
+    enforce.
     """
 
     before: Envelope
@@ -67,6 +68,7 @@ class Answer:
     failed: str = ""
     reply: str = ""
     remedies: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     envelope: Optional[Envelope] = None
     enforced: Optional[Envelope] = None

@@ -19,11 +19,6 @@ from gatepost.srs import Address, AddressError
 _TURNED_AWAY = (Treatment.REFUSE, Treatment.DEFER, Treatment.UPSTREAM, Treatment.UNREWRITABLE)
 
 
-def rewrites(snapshot: Snapshot) -> bool:
-    """Tell whether anything rewrites P1 here: the milter, or the egress hop."""
-    return snapshot.config.relay.enforced_by == "milter" or snapshot.config.egress is not None
-
-
 def on_switch(snapshot: Snapshot, judgement: Judgement) -> Iterator[str]:
     """Yield from when on the mode is enforce, where that is yet to come."""
     config, organization = snapshot.config, judgement.verdict.organization
@@ -42,7 +37,7 @@ def on_daemon(snapshot: Snapshot, judgement: Judgement) -> tuple[str, ...]:
         return ("policyd applies the relay rule here and never sees P2: the rule set legacy needs the milter.",)
     if judgement.verdict.result is Result.REFUSE and not judgement.verdict.meant:
         return ("No organization is meant, so policyd leaves it to Postfix (reject_unauth_destination).",)
-    if judgement.verdict.result is Result.RELAY and not rewrites(snapshot):
+    if judgement.verdict.result is Result.RELAY and not rewriting.rewrites(snapshot):
         return ("P1 leaves as it is: policyd rewrites nothing, and there is no [egress].",)
     return ()
 
@@ -59,7 +54,7 @@ def on_export(snapshot: Snapshot, judgement: Judgement) -> Iterator[str]:
 
 def on_srs(snapshot: Snapshot, judgement: Judgement, before: Envelope) -> Iterator[str]:
     """Yield why the P1 of relayed mail stays although it is foreign, or may stay."""
-    if judgement.verdict.result is Result.REFUSE or not rewrites(snapshot) or not before.mail_from:
+    if judgement.verdict.result is Result.REFUSE or not rewriting.rewrites(snapshot) or not before.mail_from:
         return
     leaving, domain = rewriting.leaving(snapshot, before.mail_from), domain_of(before.mail_from)
     if leaving is Egress.REWRITE and snapshot.config.srs.only_spf:

@@ -98,6 +98,8 @@ def reasoning(answer: Answer) -> Iterator[str]:
         yield ""
         several = " (any one of these may do)" if len(answer.remedies) > 1 else ""
         yield from listed(f"What to change{several}", answer.remedies)
+    if answer.also:
+        yield from listed("And, in any case" + (" (any one of these)" if len(answer.also) > 1 else ""), answer.also)
 
 
 def word(answer: Answer) -> str:
@@ -239,6 +241,7 @@ def as_object(answer: Answer) -> dict[str, object]:
         "p2": answer.explanation.p2,
         "steps": answer.explanation.steps,
         "remedies": answer.remedies,
+        "also": answer.also,
         "notes": answer.notes,
         "upstream": answer.upstream or None,
         "envelope": _envelope_object(answer.envelope),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -16,10 +17,13 @@ from gatepost.service.ledger import DEFER, LEFT_TO_MTA, PASS, QUARANTINE, REJECT
 
 _TOGETHER = "together"
 """The outcome of a recipient that was refused with another one of its message."""
+_HERE = ("", "127.0.0.1", "::1")
+"""Of what address sendmail(1) is."""
 _REPLIES = {
     **{reason: reply for reply, reason in filter(None, SRS_REFUSALS.values())},
     "srs-not-a-bounce": replies.BOUNCES_ONLY,
     UNREWRITABLE: replies.UNREWRITABLE,
+    "too-many-tags": replies.TOO_MANY_TAGS,
 }
 _WORDS = {
     REJECT: "refused",
@@ -55,19 +59,32 @@ class Then:
 
 
 def question_of(entries: list[Entry]) -> Question:
-    """Return what came, of the entries of one message. That a client was exempt one of them says, perhaps."""
+    """Return what came, of the entries of one message.
+
+    What comes later, header From or certificate, an entry of a refusal at RCPT has not. That a client was exempt one of
+    them says, perhaps, but where its mail was refused for another reason not why: then it had authenticated, unless it
+    was this host.
+    """
     first = max(entries, key=lambda entry: (bool(entry.requirements), -entry.time))  # the egress hop knows no client
     reasons = {entry.reason for entry in entries}
+    local = Reason.LOCAL_SUBMISSION.value in reasons
+    exempt = any(entry.verdict_current == Result.EXEMPT.value for entry in entries)
+    here = first.client in _HERE
     return Question(
         ip=first.client or None,
         helo=first.helo or None,
-        certificate_names=tuple(filter(None, first.certificate_names.split(", "))),
-        authenticated=Reason.AUTHENTICATED.value in reasons,
-        local=Reason.LOCAL_SUBMISSION.value in reasons,
+        certificate_names=_listed(entry.certificate_names for entry in entries),
+        authenticated=Reason.AUTHENTICATED.value in reasons or (exempt and not local and not here),
+        local=local or (exempt and here),
         mail_from=first.reverse_path,
-        header_from=tuple(filter(None, first.header_from.split(", "))),
+        header_from=_listed(entry.header_from for entry in entries),
         recipients=tuple(entry.recipient for entry in entries),
     )
+
+
+def _listed(recorded: Iterable[str]) -> tuple[str, ...]:
+    """Return the items of the first list that is recorded."""
+    return tuple(filter(None, next(filter(None, recorded), "").split(", ")))
 
 
 def then(entry: Entry) -> Then:

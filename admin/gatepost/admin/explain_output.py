@@ -13,6 +13,7 @@ from gatepost.admin.check_model import Answer
 from gatepost.admin.check_output import field, listed, wrapped
 from gatepost.admin.configuration import printable
 from gatepost.admin.explain_model import Then, difference, then
+from gatepost.service import upstream_words
 from gatepost.service.ledger import CONFIRMED, NO_NAME, UNCONFIRMED, Entry
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _FCRDNS = {
     UNCONFIRMED: "unconfirmed: it does not lead back to the address",
     NO_NAME: "none",
 }
-_UPSTREAM = {"relay": "taken", "inside": "taken, for the recipient is its own", "exempt": "taken"}
 OTHERS = 5
 """How many other messages with the same queue ID are named."""
 
@@ -93,8 +93,7 @@ def _recipient(recorded: Then, today: Answer, requirements: str) -> Iterator[str
 
 def _upstream(entry: Entry) -> Iterator[str]:
     if entry.upstream:
-        what = _UPSTREAM.get(entry.upstream, f"refused with 550 5.7.64 (reason={entry.upstream})")
-        yield f"At Exchange Online: {what}."
+        yield upstream_words.recorded(entry.upstream)
 
 
 def _time(at: float) -> str:

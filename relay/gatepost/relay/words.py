@@ -9,9 +9,9 @@ from typing import Callable
 
 from gatepost.relay.attribution import attribute
 from gatepost.relay.index import parse_address
-from gatepost.relay.names import domain_of, normalize_domain, parent
+from gatepost.relay.names import domain_of, nameless, normalize_domain, parent
 from gatepost.relay.organization import Connector, Organization
-from gatepost.relay.remedies import remedies
+from gatepost.relay.remedies import connectors_needed, remedies
 from gatepost.relay.rules import Client
 from gatepost.relay.verdict import Condition, Mail, Reason, Result, RuleSet, Step, Verdict
 
@@ -25,7 +25,7 @@ class Explanation:
 
     p1, p2: the two sender addresses, each with what it is worth, to be shown side by side. steps: one
     sentence for each step of the trace. failed: which condition failed, "" where none did. remedies: what to
-    change, any one of which may do.
+    change, any one of which may do. also: what is needed beside any of these, for the other condition; again any one.
     """
 
     decision: str
@@ -34,6 +34,7 @@ class Explanation:
     steps: tuple[str, ...]
     failed: str
     remedies: tuple[str, ...]
+    also: tuple[str, ...] = ()
 
 
 def explain(verdict: Verdict, client: Client, mail: Mail, rcpt: str, rule_set: RuleSet) -> Explanation:
@@ -46,6 +47,7 @@ def explain(verdict: Verdict, client: Client, mail: Mail, rcpt: str, rule_set: R
         steps=tuple(_printable(_step(step, client)) for step in verdict.trace),
         failed=_printable(_failed(verdict, client, mail, rule_set, by_p2)),
         remedies=tuple(map(_printable, remedies(verdict, client, mail))),
+        also=tuple(map(_printable, connectors_needed(verdict, client, mail))),
     )
 
 
@@ -146,7 +148,9 @@ def _condition_failed(verdict: Verdict, client: Client, mail: Mail, rule_set: Ru
         domain = domain_of(mail.reverse_path)
         p1 = f"the P1 domain {domain}" if domain else f"P1 <{mail.reverse_path}>, which has no domain name,"
         first = f"Condition 1 failed: {p1} is not accepted{also}, and "
-    if client.certificate_names:
+    if any(nameless(name) is not None for name in client.certificate_names):
+        first += f"gatepost does not know the names in {_nameless(client)}."
+    elif client.certificate_names:
         first += f"no name of the certificate ({_list(client.certificate_names)}) is in an accepted domain."
     else:
         first += "the client presented no trusted certificate."
@@ -199,6 +203,10 @@ def _sender(step: Step, _: Client) -> str:
 
 def _certificate(step: Step, _: Client) -> str:
     name, accepted_domain = step.looked_at, step.accepted_domain
+    fingerprint = nameless(name)
+    if fingerprint is not None:
+        which = f"The certificate with {fingerprint}" if fingerprint else "The client's certificate"
+        return f"{which} is not in relay.certificate_folder, so its names are not known: condition 1 fails."
     above = parent(name)
     if accepted_domain is not None and accepted_domain.domain == above and step.held and step.organization:
         return (
@@ -207,7 +215,7 @@ def _certificate(step: Step, _: Client) -> str:
         )
     if accepted_domain is None and normalize_domain(name) is None:
         return f'Certificate name "{name}" is no domain name: condition 1 fails.'
-    no = f"no accepted domain, nor is {above}, one label up"
+    no = f"no accepted domain, nor is {above}, one label up" if above else "no accepted domain"
     return f"Certificate name {name} is {_whether_accepted(step, no)}"
 
 
@@ -301,7 +309,14 @@ def _client(client: Client) -> str:
     address = f"address {client.ip}" if client.ip else "a client of unknown address"
     if not client.certificate_names:
         return f"{address} (no trusted certificate)"
+    if any(nameless(name) is not None for name in client.certificate_names):
+        return f"{address} (its certificate's names are not known)"
     return f"{address} or certificate {_list(client.certificate_names)}"
+
+
+def _nameless(client: Client) -> str:
+    fingerprint = next(filter(None, map(nameless, client.certificate_names)), "")
+    return f"the client's certificate ({fingerprint})" if fingerprint else "the client's certificate"
 
 
 def _list(items: Sequence[str]) -> str:

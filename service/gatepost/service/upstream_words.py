@@ -6,18 +6,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gatepost.relay import Reason, Result, Verdict, domain_of
+from gatepost.service import rewriting
+from gatepost.service.flow import Judgement
+from gatepost.service.rewriting import Egress
+from gatepost.service.snapshot import Snapshot
 from gatepost.service.upstream import Upstream
+
+_TAKEN = "At Exchange Online: taken"
+_REFUSED = "At Exchange Online: refused with 550 5.7.64"
+_TAKING = (Result.RELAY.value, Result.EXEMPT.value)
 
 
 def decision(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
     """Return one sentence on *verdict*, which *there* gave for mail that leaves with P1 *reverse_path*."""
     if verdict.result is Result.INSIDE:
-        return f"At Exchange Online: taken, for the recipient is {there.organization.name}'s own."
+        return f"{_TAKEN}, for the recipient is {there.organization.name}'s own."
     if verdict.reason is Reason.CERTIFICATE_ACCEPTED:
-        return f"At Exchange Online: taken, whatever P1 is, for this host's certificate ({_names(there)}) is accepted."
+        return f"{_TAKEN}, whatever P1 is, for this host's certificate ({_names(there)}) is accepted."
     if verdict.result is Result.RELAY:
-        return f"At Exchange Online: taken, for P1 <{reverse_path}> is in an accepted domain."
-    return f"At Exchange Online: refused with 550 5.7.64, because {_because(there, verdict, reverse_path)}."
+        return f"{_TAKEN}, for P1 <{reverse_path}> is in an accepted domain."
+    return f"{_REFUSED}, because {_because(there, verdict, reverse_path)}."
 
 
 def _because(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
@@ -34,19 +42,33 @@ def _because(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
     return f"{why}, and this host is known there by address only"
 
 
-def remedies(there: Upstream, verdict: Verdict, *, enforce: bool) -> Iterator[str]:
-    """Yield what helps where mail is refused there; *enforce*: whether SRS rewrites such mail by now."""
-    if verdict.result is not Result.REFUSE:
+def recorded(outcome: str) -> str:
+    """Return the sentence on an *outcome* that the ledger has (`upstream.outcome`)."""
+    if outcome == Result.INSIDE.value:
+        return f"{_TAKEN}, for the recipient is its own."
+    return f"{_TAKEN}." if outcome in _TAKING else f"{_REFUSED} (reason={outcome})."
+
+
+def remedies(snapshot: Snapshot, judgement: Judgement, reverse_path: str) -> Iterator[str]:
+    """Yield what helps where mail that came here with P1 *reverse_path* is refused there."""
+    there, verdict = snapshot.upstream, judgement.upstream
+    if there is None or verdict is None or verdict.result is not Result.REFUSE:
         return
-    if verdict.reason is not Reason.NULL_SENDER and not enforce:
+    relayed = judgement.verdict.result in (Result.RELAY, Result.EXEMPT)
+    if relayed and not judgement.enforce and _is_rewritten_in_enforce(snapshot, reverse_path):
         yield f'With mode = "enforce" SRS gives it a P1 in a domain that {there.organization.name} accepts.'
-    domain = there.organization.default_domain
+    default = there.organization.default_domain
+    domain = default if default in there.taken else min(there.taken, default=default)
     yield (
         f"Have this host present a certificate of a public authority with a name such as hub.{domain} "
         "(smtp_tls_cert_file in Postfix), name it in the connector there, and set upstream.tls_sender_certificate_name."
     )
     if verdict.reason is Reason.NULL_SENDER:
         yield "Or have Postfix deliver null senders past Exchange Online, to the recipient's own MX."
+
+
+def _is_rewritten_in_enforce(snapshot: Snapshot, reverse_path: str) -> bool:
+    return rewriting.rewrites(snapshot) and rewriting.leaving(snapshot, reverse_path) is Egress.REWRITE
 
 
 def _names(there: Upstream) -> str:

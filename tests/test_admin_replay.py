@@ -45,7 +45,8 @@ SRS_DOMAIN = '[[organization.accepted_domain]]\ndomain = "srs.contoso.com"\n'
 
 
 @pytest.fixture
-def configuration(tmp_path: Path) -> Path:
+def configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("COLUMNS", raising=False)
     return configured(tmp_path / "gatepost.toml", CONFIG)
 
 
@@ -66,6 +67,11 @@ def replay(configuration: Path, *arguments: str, log: Optional[str] = None) -> R
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def plain(configuration: Path, *, log: str) -> str:
+    """Return the output for a person, on one line."""
+    return " ".join(replay(configuration, log=log).output.split())
 
 
 def counted(configuration: Path, *arguments: str, log: Optional[str] = None) -> Any:
@@ -230,9 +236,91 @@ def test_action_is_said_where_it_is_no_rejection(configuration: Path, action: st
     assert counted(configuration, log=log)["actions"] == {"contoso": action}
 
 
-def test_output_is_80_columns_wide_but_for_samples(configuration: Path) -> None:
-    output = replay(configuration, str(DATA / "certificates.log")).output
-    assert max(len(line) for line in output.splitlines() if " from=<" not in line) <= 80
+@pytest.mark.parametrize(("columns", "width"), [(None, 80), ("60", 60), ("200", 80)])
+def test_prose_is_as_wide_as_columns_says_80_at_most(
+    configuration: Path, monkeypatch: pytest.MonkeyPatch, columns: Optional[str], width: int
+) -> None:
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    output = replay(configuration, log=message("4C0D51A2B3")).output
+    prose = [
+        line for line in output.splitlines() if " from=<" not in line and not line.startswith((" " * 5, "Mess", "─"))
+    ]
+    assert width - 15 < max(map(len, prose)) <= width
+
+
+def test_identifiers_are_not_folded(configuration: Path) -> None:
+    client, fingerprint = "unknown[198.51.100.7]", ":".join(32 * ["A1"])
+    session = f"{client}: subject_CN=, issuer=CA, fingerprint={fingerprint}, pkey_fingerprint=BB"
+    trusted = f"Trusted TLS connection established from {client}: TLSv1.3 with cipher X (256/256 bits)"
+    log = "".join(f"Nov 22 07:15:17 mail postfix/smtpd[1]: {line}\n" for line in (session, trusted))
+    domain = "a-department." * 12 + "fabrikam.com"
+    output = replay(configuration, log=log + message("4C0D51A2B3", f"bob@{domain}", client=client)).output
+    assert fingerprint in output
+    assert output.count(domain) >= 3
+
+
+def test_certificate_known_by_fingerprint_only_belongs_into_the_folder_first(configuration: Path) -> None:
+    client = "app.contoso.com[192.0.2.5]"
+    session = f"{client}: subject_CN=, issuer=CA, fingerprint=46:06:AA, pkey_fingerprint=BB"
+    trusted = f"Trusted TLS connection established from {client}: TLSv1.3 with cipher X (256/256 bits)"
+    log = "".join(f"Nov 22 07:15:17 mail postfix/smtpd[1]: {line}\n" for line in (session, trusted))
+    (group,) = counted(configuration, log=log + message("4C0D51A2B3"))["refused"]["groups"]
+    assert group["remedies"][0].startswith(
+        "Put the client's certificate, without its key, into relay.certificate_folder"
+    )
+
+
+def test_log_without_a_line_on_tls_makes_upper_limits(configuration: Path) -> None:
+    log = message("4C0D51A2B3")
+    assert "certificates are not known, and these numbers are upper limits" in plain(configuration, log=log)
+    assert counted(configuration, log=log)["tls_logged"] is False
+    assert "upper limits" not in plain(configuration, log=message("4C0D51A2B3", "app@contoso.com"))
+    tls = "Anonymous TLS connection established from a[192.0.2.9]: TLSv1.3 with cipher X (256/256 bits)"
+    assert "upper limits" not in plain(configuration, log=f"Nov 22 07:15:17 mail postfix/smtpd[1]: {tls}\n{log}")
+
+
+def test_hosts_with_the_same_problem_share_a_block(configuration: Path) -> None:
+    log = "".join(message(f"4C0D51A2B{number}", client=f"unknown[192.0.2.{number}]") for number in range(1, 6))
+    output = replay(configuration, log=log).output
+    assert output.count("Condition 1 failed") == 1
+    assert "192.0.2.1, … (5 hosts), P1 domain fabrikam.com: 5 messages\n" in output
+
+
+def test_all_addresses_are_there_to_copy_into_a_list(configuration: Path) -> None:
+    numbers = range(1, 6)
+    log = "".join(message(f"4C0D51A2B{number}", client=f"unknown[198.51.100.{number}]") for number in numbers)
+    output = plain(configuration, log=log)
+    assert "add " + ", ".join(f'"198.51.100.{number}"' for number in numbers) + " to " in output
+    assert "no enabled connector matches address 198.51.100.1, … (no trusted certificate)" in output
+
+
+def test_addresses_in_the_advice_for_several_hosts_are_of_all(configuration: Path) -> None:
+    """Those of 198.51.100.71, which begins like the other, are its own."""
+    log = "".join(message(f"4C0D51A2B{n}", client=f"unknown[198.51.100.{ip}]") for n, ip in enumerate((7, 71)))
+    output = plain(configuration, log=log)
+    assert 'add "198.51.100.7", "198.51.100.71" to ' in output
+    assert "address 198.51.100.7, 198.51.100.71 (no trusted certificate)" in output
+
+
+def test_what_action_rewrite_mends_is_no_refusal(configuration: Path) -> None:
+    configured(configuration, CONFIG.replace("[relay]", '[relay]\naction = "rewrite"\nmode = "monitor"'))
+    log = message("4C0D51A2B3") + message("4C0D51A2B4", "") + message("4C0D51A2B5", client="unknown[198.51.100.7]")
+    found = counted(configuration, log=log)
+    assert (found["refused"]["messages"], found["mended"]["messages"], found["relayed"]) == (2, 1, 0)
+    assert found["mended"]["groups"][0]["p1_domain"] == "fabrikam.com"
+    output = plain(configuration, log=log)
+    assert 'Would be mended: relayed with an SRS address (action = "rewrite"): 1 message.' in output
+    assert output.count("P1 domain fabrikam.com: 1 message") == 1  # that of the other host
+
+
+def test_organization_that_is_not_found_is_the_only_one(configuration: Path) -> None:
+    log = message("4C0D51A2B3", client="unknown[198.51.100.7]")
+    assert " 1   contoso        nothing-accepted" in replay(configuration, log=log).output
+    assert counted(configuration, "--organization", "contoso", log=log)["refused"]["messages"] == 1
+    configured(configuration, CONFIG + FABRIKAM)
+    log = message("4C0D51A2B3", "bob@vendor.example", client="unknown[198.51.100.7]")
+    assert " 1   none found     nothing-accepted" in replay(configuration, log=log).output
 
 
 def test_number_of_one_is_in_the_singular(configuration: Path) -> None:
@@ -335,6 +423,45 @@ def test_upstream_refusals_have_their_own_heading(configuration: Path) -> None:
     assert found["upstream"]["messages"] == 1
     assert found["upstream"]["by_reason"][0]["reason"] == "null-sender-without-certificate"
     assert "Would be refused by Exchange Online" in replay(configuration, log=bounce).output
+
+
+def test_upstream_is_asked_as_in_mode_enforce(configuration: Path) -> None:
+    """What SRS makes acceptable there is no refusal, and until then it is one."""
+    configured(configuration, with_upstream())
+    log = message("4C0D51A2B3", client="app.contoso.com[192.0.2.5], sasl_method=PLAIN, sasl_username=mary")
+    found = counted(configuration, log=log)
+    assert (found["relayed"], found["upstream"]["messages"], found["upstream_until_enforce"]) == (1, 0, 1)
+    said = "Refused by Exchange Online only until mode enforce rewrites it: 1 message."
+    assert said in plain(configuration, log=log)
+    configured(configuration, with_upstream().replace("[relay]", '[relay]\nmode = "enforce"'))
+    assert counted(configuration, log=log)["upstream_until_enforce"] == 0
+    assert said not in plain(configuration, log=log)
+
+
+def test_what_the_next_hop_refused_is_counted_and_its_ndr_is_not_judged(configuration: Path) -> None:
+    configured(configuration, with_upstream())
+    denied = message("4C0D51A2B3").replace("dsn=2.0.0, status=sent", "dsn=5.7.64, status=bounced")
+    lines = denied.splitlines(keepends=True)
+    ndr = message("4C0D51A2B4", "", "bob@fabrikam.com").splitlines(keepends=True)[1:]
+    notice = "Nov 22 07:15:17 mail postfix/bounce[5]: 4C0D51A2B3: sender non-delivery notification: 4C0D51A2B4\n"
+    log = "".join([*lines[:-1], ndr[0], notice, *ndr[1:], lines[-1]])
+    found = counted(configuration, log=log)
+    assert found["denied_by_next_hop"] == {"messages": 1, "ndrs_about_them": 1}
+    assert (found["refused"]["messages"], found["upstream"]["messages"], found["left_out"]["made_here"]) == (1, 0, 1)
+    output = plain(configuration, log=log)
+    assert "In the log itself, the next hop refused with 5.7.64 (dsn=5.7.64): 1 message." in output
+    assert "NDRs about these, which cease with the refusals and are not judged: 1 message." in output
+    other = log.replace("dsn=5.7.64", "dsn=5.1.1")
+    assert counted(configuration, log=other)["upstream"]["messages"] == 1
+
+
+def test_bounce_made_here_shares_a_block_with_a_client_s(configuration: Path) -> None:
+    configured(configuration, with_upstream())
+    bounce = "".join(message("4C0D51A2B3", "").splitlines(keepends=True)[1:])
+    client = "app.contoso.com[192.0.2.5], sasl_method=PLAIN, sasl_username=mary"
+    output = replay(configuration, log=bounce + message("4C0D51A2B4", "", client=client)).output
+    assert "this host, 192.0.2.5 (2 hosts), P1 domain <>: 2 messages\n" in output
+    assert " 2            2   contoso        null-sender-without-certificate" in output
 
 
 def test_copy_that_an_alias_sends_on_is_told_under_upstream(configuration: Path) -> None:

@@ -52,6 +52,39 @@ def message(queue_id: str, rcpt: str = "x@example.com", mail_from: str = "app@co
     ]
 
 
+def test_5_7_64_of_the_next_hop_and_its_ndr_are_known_in_a_log_of_sendmail() -> None:
+    found = read(
+        "sendmail[1]: 6AM7iZcu031990: from=<bob@fabrikam.com>, size=8, class=0, nrcpts=1, relay=[192.0.2.5]",
+        "sendmail[1]: 6AM7iZcu031990: to=<x@example.com>, delay=00:00:00, mailer=esmtp, pri=60046, "
+        "relay=mx [192.0.2.9], dsn=5.7.64, reply=550 5.7.64 TenantAttribution, stat=Service unavailable",
+        "sendmail[1]: 6AM7iZcu031990: 6AM7iZcv031990: DSN: Service unavailable",
+        "sendmail[1]: 6AM7iZcv031990: to=<bob@fabrikam.com>, delay=00:00:00, mailer=esmtp, pri=1, dsn=2.0.0, stat=Sent",
+        "sendmail[1]: 6AM7iZcu031990: done; delay=00:00:00, ntries=1",
+    )
+    assert {item.queue_id: (item.denied, item.about_denied) for item in found} == {
+        "6AM7iZcu031990": (True, False),
+        "6AM7iZcv031990": (False, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("delivery", "denied"),
+    [
+        (
+            "to=<x@example.com>, relay=mx[192.0.2.9]:25, delay=1, dsn=5.7.64, status=bounced (host said: 550 5.7.64)",
+            True,
+        ),
+        ("to=<x@example.com>, relay=mx[192.0.2.9]:25, delay=1, dsn=5.7.1, status=bounced (, dsn=5.7.64, )", False),
+        ("to=<x, dsn=5.7.64, @example.com>, relay=mx[192.0.2.9]:25, delay=1, dsn=5.7.1, status=bounced (no)", False),
+        ("to=<x@example.com>, relay=mx[192.0.2.9]:25, delay=1, dsn=4.7.64, status=SOFTBOUNCE (550 5.7.64)", False),
+    ],
+)
+def test_5_7_64_counts_in_the_status_of_the_next_hop_only(delivery: str, denied: bool) -> None:
+    lines = message("4C0D51A2B3")
+    lines[3] = f"postfix/smtp[4]: 4C0D51A2B3: {delivery}"
+    assert [item.denied for item in read(*lines)] == [denied]
+
+
 def shown(found: list[Message]) -> list[tuple[str, Optional[Origin], Optional[bytes], list[tuple[bytes, str]], bool]]:
     """Return what counts of each message."""
     return [

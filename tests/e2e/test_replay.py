@@ -31,6 +31,10 @@ AFTER = """
 smtpd_tls_loglevel = 1,peercert
 virtual_alias_maps = socketmap:unix:gatepost/policyd.sock:reverse, inline:{ {away@contoso.com = away.home@example.com} }
 """
+REFUSED = {
+    "no@example.com": "550 5.1.1 No such user",
+    "denied@example.com": "550 5.7.64 TenantAttribution; Relay Access Denied",
+}
 FOREIGN = "bob@fabrikam.com"
 OWN = "app@contoso.com"
 
@@ -38,7 +42,7 @@ OWN = "app@contoso.com"
 @pytest.fixture(scope="module")
 def hub(boot: Callable[..., Stage]) -> Stage:
     """Return the hub with all the mail through it."""
-    stage = boot("relay-hub", before=HUB, after=AFTER, tls=True, refuse={"no@example.com": "550 5.1.1 No such user"})
+    stage = boot("relay-hub", before=HUB, after=AFTER, tls=True, refuse=REFUSED)
     send_everything(stage)
     stage.postfix.wait_until_idle()
     return stage
@@ -61,6 +65,7 @@ def send_everything(stage: Stage) -> None:
             stage.send("", [f"c{number}@example.com"], client=client, certificate=certificate)
     stage.send(FOREIGN, ["away@contoso.com"], client="203.0.113.9")
     stage.send(FOREIGN, ["no@example.com"])
+    stage.send(FOREIGN, ["denied@example.com"])
     stage.send(FOREIGN, ["sasl@example.com"], login="mary")
     with stage.session() as smtp:
         transact(smtp, FOREIGN, ["one@example.com", "two@example.com"])
@@ -128,6 +133,14 @@ def test_bounce_of_this_postfix_is_no_client_s(hub: Stage, messages: list[Messag
     by_id = {message.queue_id: message for message in messages}
     assert by_id[bounce[2]].made_here
     assert by_id[bounce[1]].outcomes == {b"no@example.com": "bounced"}
+
+
+def test_what_the_next_hop_refused_with_5_7_64_is_known_and_its_ndr(messages: list[Message]) -> None:
+    (denied,) = (message for message in messages if message.denied)
+    assert denied.outcomes == {b"denied@example.com": "bounced"}
+    (notice,) = (message for message in messages if message.about_denied)
+    assert notice.made_here
+    assert list(notice.outcomes) == [FOREIGN.encode()]
 
 
 def test_recipient_is_the_one_that_the_client_named_not_what_the_alias_made_of_it(messages: list[Message]) -> None:

@@ -38,6 +38,9 @@ def as_json(log: Log, tally: Tally, top: int) -> str:
         "evicted": log.evicted,
         "unread_lines": log.unread,
     }
+    found["upstream_until_enforce"] = tally.by_enforce
+    found["denied_by_next_hop"] = {"messages": tally.denied, "ndrs_about_them": tally.notices}
+    found["tls_logged"] = log.tls
     found["p1_before_srs"] = {"known": tally.restored, "unknown": tally.unrestored}
     found["lines"] = {"all": log.lines, "mta": log.mail_lines}
     return json.dumps(found, indent=2)

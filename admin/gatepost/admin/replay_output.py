@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from textwrap import wrap
@@ -15,20 +17,33 @@ from rich.table import Table
 from rich.text import Text
 
 from gatepost.admin.configuration import printable
-from gatepost.admin.replay_count import Count, Group, Section
+from gatepost.admin.replay_blocks import Block, blocks
+from gatepost.admin.replay_count import Count, Section
 from gatepost.admin.replay_log import Log
 from gatepost.admin.replay_message import Origin, text
 from gatepost.admin.replay_tally import MADE_HERE, Heading, Tally
-from gatepost.admin.replay_words import ACTIONS, NOTES, P2, TITLES, actions, advise
+from gatepost.admin.replay_words import ACTIONS, NOTES, P2, TITLES, UNADVISED, WITHOUT_TLS, actions
 
 _WIDTH = 80
-_DETAILED = (Heading.REFUSED, Heading.CERTIFICATE_UNNAMED, Heading.P2_UNSEEN, Heading.UPSTREAM)
+_NARROWEST = 40
+_WIDEST = 1000
+_DETAILED = (
+    *(Heading.REFUSED, Heading.CERTIFICATE_UNNAMED, Heading.P2_UNSEEN),
+    *(Heading.UPSTREAM, Heading.MENDED),
+)
 
 
 def print_all(log: Log, tally: Tally, top: int) -> None:
     """Print what was found: a sentence, tables, what to change, and what was left out."""
-    _paragraph(summary(log, tally), bold=True)
+    for line in summary(log, tally):
+        _paragraph(line, bold=True)
+    if not log.tls and any(tally.sections[heading].messages for heading in (Heading.REFUSED, Heading.MENDED)):
+        _paragraph(WITHOUT_TLS)
+    for line in seen(tally):
+        _paragraph(line)
     for name, action in actions(tally).items():
+        if action not in ACTIONS:
+            continue
         whose = f"of {name}" if name else "of no organization"
         _paragraph(f'Refused mail {whose} {ACTIONS[action]} (action = "{action.value}").')
     for heading in _DETAILED:
@@ -44,23 +59,31 @@ def print_all(log: Log, tally: Tally, top: int) -> None:
         _paragraph(line)
 
 
-def summary(log: Log, tally: Tally) -> str:
-    """Return in a sentence or two what the replay comes to."""
+def summary(log: Log, tally: Tally) -> Iterator[str]:
+    """Yield what the replay comes to: what would be refused, then what is counted beside it."""
     refused = tally.sections[Heading.REFUSED]
     begin, end = (printable(text(head).rpartition(" ")[0]) for head in (log.first, log.last))
     of = f"{_messages(tally.messages, tally.recipients)} that clients sent between {begin} and {end}"
     who = _number(refused.hosts, "host")
     if not refused.messages:
-        first = f"None of {of} would be refused."
+        yield f"None of {of} would be refused."
     else:
         number = f"{refused.messages:,} ({_recipients(refused.recipients)}, from {who})"
-        first = f"Of {of}, {number} would be refused."
-    more = [
-        f"{TITLES[heading]}: {_messages(section.messages, section.recipients)}."
-        for heading, section in tally.sections.items()
-        if heading not in (Heading.REFUSED, Heading.REJECTED) and section.messages
-    ]
-    return " ".join([first, *more])
+        yield f"Of {of}, {number} would be refused."
+    for heading in _DETAILED[1:]:
+        section = tally.sections[heading]
+        if section.messages:
+            yield f"{TITLES[heading]}: {_messages(section.messages, section.recipients)}."
+    if tally.by_enforce:
+        yield f"Refused by Exchange Online only until mode enforce rewrites it: {_messages(tally.by_enforce)}."
+
+
+def seen(tally: Tally) -> Iterator[str]:
+    """Yield what the log itself shows of refusals by the next hop."""
+    if tally.denied:
+        yield f"In the log itself, the next hop refused with 5.7.64 (dsn=5.7.64): {_messages(tally.denied)}."
+    if tally.notices:
+        yield f"NDRs about these, which cease with the refusals and are not judged: {_messages(tally.notices)}."
 
 
 def left_out(log: Log, tally: Tally) -> Iterator[str]:
@@ -112,8 +135,12 @@ def _section(tally: Tally, heading: Heading, section: Section, top: int) -> None
     if heading in NOTES:
         _paragraph(NOTES[heading])
     table = _table("Messages", "Recipients", "Organization", "Reason")
-    for (organization, reason), numbers in section.reasons.top():
-        table.add_row(*_numbers(numbers), _text(organization or "none"), reason)
+    reasons: dict[tuple[str, str], tuple[int, int]] = {}
+    for (organization, reason), (messages, recipients) in section.reasons.top():
+        before = reasons.get((tally.owner(organization), reason), (0, 0))
+        reasons[tally.owner(organization), reason] = (before[0] + messages, before[1] + recipients)
+    for (organization, reason), numbers in reasons.items():
+        table.add_row(*_numbers(numbers), _text(organization), reason)
     _print(table)
     _hosts(tally, section, top)
     table = _table("Messages", "Recipients", "P1 domain")
@@ -121,10 +148,13 @@ def _section(tally: Tally, heading: Heading, section: Section, top: int) -> None
         table.add_row(*_numbers(numbers), _text(domain))
     _print(table)
     _more(section.domains, top, "P1 domains")
+    if heading is Heading.MENDED:
+        return
     click.echo()
-    for group in section.top()[:top]:
-        _group(tally, heading, group)
-    others = max(len(section.groups) - top, 0)
+    found, others = blocks(tally, heading, section)
+    for block in found[:top]:
+        _block(heading, block)
+    others += len(found[top:])
     if others or section.others[0]:
         click.echo(f"… and {others:,}{' and more' if section.others[0] else ''} other groups (--top).")
 
@@ -145,18 +175,19 @@ def _more(count: Count, top: int, what: str) -> None:
         click.echo(f"… and {max(more, 0):,}{' and more' if count.others[0] else ''} other {what} (--top).")
 
 
-def _group(tally: Tally, heading: Heading, group: Group) -> None:
-    count = _messages(group.messages, group.recipients)
-    click.secho(printable(f"{host(group.origin)}, P1 domain {group.sender_domain}: {count}"), bold=True)
-    advice = advise(tally, heading, group)
-    lines = [] if heading is Heading.CERTIFICATE_UNNAMED else [("  ", advice.problem)]
+def _block(heading: Heading, block: Block) -> None:
+    count, advice = _messages(block.messages, block.recipients), block.advice
+    number = len(block.origins)
+    who = host(block.origins[0]) if number == 1 else f"{block.addresses()} ({number:,} hosts)"
+    _paragraph(f"{who}, P1 domain {block.sender_domain}: {count}", bold=True)
+    lines = [] if heading in UNADVISED else [("  ", advice.problem)]
     lines += (("  - ", remedy) for remedy in advice.remedies)
     if advice.also:
         lines += [("  ", "and, in any case:"), *(("  - ", sentence) for sentence in advice.also)]
     for indent, sentence in lines:
-        for line in wrap(sentence, _WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)):
-            click.echo(printable(line))
-    for sample in group.samples:
+        for line in _wrapped(sentence, indent):
+            click.echo(line)
+    for sample in block.samples:
         envelope = f"from=<{sample.reverse_path}> to=<{sample.rcpt}>"
         click.echo(printable(f"    {sample.time} {sample.queue_id} {envelope} {sample.outcome}"))
 
@@ -193,7 +224,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         right = column in ("Messages", "Recipients", "Of all its messages")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
     return table
 
 
@@ -202,11 +233,29 @@ def _text(shown: str) -> Text:
 
 
 def _print(table: Table) -> None:
+    """Print a table as wide as it needs to be: a name that is cut or folded is of no use for a search."""
     click.echo()
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(width=width, highlight=False, emoji=False, markup=False).print(table)
+    console = Console(width=_WIDEST, highlight=False, emoji=False, markup=False)
+    console.width = console.measure(table).maximum
+    console.print(table)
 
 
 def _paragraph(sentences: str, *, bold: bool = False) -> None:
-    lines: Sequence[str] = wrap(printable(sentences), _WIDTH)
-    click.secho("\n".join(lines), bold=bold)
+    click.secho("\n".join(_wrapped(sentences)), bold=bold)
+
+
+def _wrapped(sentences: str, indent: str = "") -> Sequence[str]:
+    return wrap(
+        printable(sentences),
+        _width(),
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _width() -> int:
+    """Return COLUMNS, the terminal's width, or 80, but no more than is easily read."""
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return max(min(shutil.get_terminal_size((_WIDTH, 24)).columns, _WIDTH) if known else _WIDTH, _NARROWEST)

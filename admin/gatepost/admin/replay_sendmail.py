@@ -68,8 +68,8 @@ class SendmailReader:
             if found:
                 notice = self._log.begin(self._log.key(head, found[1]), head, None)
                 notice.made_here, notice.sender = True, b""
-                message = self._log.get(self._log.key(head, queue_id))
-                notice.about_denied = message is not None and message.denied
+                about = self._log.get(self._log.key(head, queue_id))
+                notice.about_denied = about is not None and about.denied
 
     def _forget(self, process: bytes) -> None:
         self._log.certificates.pop(process, None)

@@ -180,11 +180,14 @@ class Tally:
         reverse_path = text(message.sender or b"")
         sender_domain = reverse_path.rpartition("@")[2] if "@" in reverse_path else f"<{reverse_path}>"
         found: dict[tuple[Heading, str, str], list[tuple[str, str]]] = {}
+        by_enforce = False
         for octets, outcome in message.outcomes.items():
             ruling = self._leaving(reverse_path, sender_domain, text(octets))
+            by_enforce |= ruling.by_enforce
             if ruling.heading is Heading.UPSTREAM:
                 key = (Heading.UPSTREAM, ruling.organization, ruling.upstream)
                 found.setdefault(key, []).append((text(octets), outcome))
+        self.by_enforce += by_enforce
         if found:
             self._count(message, MADE_HERE, reverse_path, found)
 

@@ -15,6 +15,7 @@ TITLES = {
     Heading.REFUSED: "Would be refused",
     Heading.CERTIFICATE_UNNAMED: "Would be refused, unless their certificate lets them through",
     Heading.P2_UNSEEN: "Would be refused, unless the From header (P2) lets them through",
+    Heading.MENDED: 'Would be mended: relayed with an SRS address (action = "rewrite")',
     Heading.UPSTREAM: "Would be refused by Exchange Online ([upstream])",
     Heading.REJECTED: "Refused by the rules, and by the MTA as it is",
 }
@@ -27,7 +28,16 @@ NOTES = {
         "The rule set is legacy, under which P2 counts too. No mail log has P2; with gatepost running in mode monitor, "
         "`gatepost report start --type P2SenderAttribution` tells who relies on it."
     ),
+    Heading.MENDED: (
+        "The rule refuses it for its P1 only, so in mode enforce SRS gives it another one. Nothing has to change."
+    ),
+    Heading.UPSTREAM: "As in mode enforce: what SRS rewrites so that Exchange Online takes it is not in here.",
 }
+WITHOUT_TLS = (
+    "The log has no line on TLS, so certificates are not known, and these numbers are upper limits: some clients may "
+    'have one that lets them through. Postfix logs them with "smtpd_tls_loglevel = 1,peercert", Sendmail with '
+    '"LogLevel=12".'
+)
 P2 = (
     "P2 does not count since 2023-11-01, and no mail log has it. Which of these messages relied on it before: "
     "`gatepost report start --type P2SenderAttribution`, once gatepost has run in mode monitor for some days."
@@ -36,8 +46,9 @@ ACTIONS = {
     RefusalAction.TEMPFAIL: "is put off with 451",
     RefusalAction.QUARANTINE: "is taken and held in the MTA's hold queue",
     RefusalAction.TAG: "goes on with a header that says so",
-    RefusalAction.REWRITE: "gets an SRS address and goes on where a connector lets that relay, else it is refused",
 }
+UNADVISED = (Heading.CERTIFICATE_UNNAMED, Heading.MENDED)
+"""What is said of all mail under these headings is in NOTES."""
 _SENTENCES = 2
 
 
@@ -52,7 +63,7 @@ class Advice:
 
 def advise(tally: Tally, heading: Heading, group: Group) -> Advice:
     """Return what the rules say of a group's first sample."""
-    if heading is Heading.CERTIFICATE_UNNAMED:
+    if heading in UNADVISED:
         return Advice(NOTES[heading], ())
     if heading is Heading.UPSTREAM:
         return _upstream(tally, group)
@@ -66,8 +77,9 @@ def advise(tally: Tally, heading: Heading, group: Group) -> Advice:
 def actions(tally: Tally) -> dict[str, RefusalAction]:
     """Return what is done with refused mail of each organisation ("" none) that has any, if it is not rejected."""
     rules, found = tally.snapshot.rules, {}
-    for name, _ in tally.sections[Heading.REFUSED].reasons.counts:
-        found[name] = tally.snapshot.action(rules.organizations[name] if name else None)
+    for heading in (Heading.REFUSED, Heading.MENDED):
+        for name, _ in tally.sections[heading].reasons.counts:
+            found[name] = tally.snapshot.action(rules.organizations[name] if name else None)
     return {name: action for name, action in sorted(found.items()) if action is not RefusalAction.REJECT}
 
 

@@ -654,6 +654,43 @@ def test_action_tag_lets_the_message_through_with_a_header(gatepost: Gatepost) -
 """)
 
 
+REWRITE = 'action = "rewrite"\n'
+
+
+def test_action_rewrite_lets_a_foreign_p1_through_with_an_srs_sender(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + REWRITE)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: let through with an SRS sender\n  Mended by SRS: x@gmail.com is outside" in result.output
+    assert "Condition 1 failed" in result.output
+    assert "What to change" not in result.output
+    assert happening(result) == """\
+  - The MTA takes it, P1 rewritten by SRS (action = "rewrite"); else the rules
+    refuse it.
+
+  Envelope afterwards
+    MAIL FROM:<bounces+SRS=ffl65wqj=IP=vendor.example=app@contoso.com>
+    RCPT TO:<x@gmail.com>
+"""
+    assert result.exit_code == 0
+    (answer,) = json.loads(gatepost(*VENDOR, "--rcpt", "x@gmail.com", "--json").output)["recipients"]
+    assert (answer["result"], answer["refused"], answer["action"]) == ("refuse", False, "mend")
+
+
+def test_action_rewrite_in_mode_monitor_says_what_enforce_would_mend(gatepost: Gatepost) -> None:
+    gatepost.configure("[relay]\n" + REWRITE)
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com")
+    assert "\nTo x@gmail.com: would be let through with an SRS sender (mode monitor)\n" in result.output
+    assert "  - In mode enforce: let through, P1 rewritten by SRS" in result.output
+    assert result.exit_code == 0
+
+
+def test_action_rewrite_rejects_a_client_without_connector(gatepost: Gatepost) -> None:
+    gatepost.configure(ENFORCE + REWRITE)
+    result = gatepost("--ip", "203.0.113.9", "--mail-from", "app@vendor.example", "--rcpt", "x@gmail.com")
+    assert "  - The recipient is refused with 550 5.7.64 " in result.output
+    assert result.exit_code == 1
+
+
 def test_client_without_connector_is_told_that_it_needs_one_in_any_case(gatepost: Gatepost) -> None:
     result = gatepost("--ip", "203.0.113.9", "--mail-from", "app@vendor.example", "--rcpt", "x@gmail.com")
     assert result.output.index("What to change (any one of these may do)\n") < result.output.index(CONNECTOR_TOO)
@@ -687,6 +724,22 @@ def test_what_comes_from_an_export_is_changed_in_exchange_online(gatepost: Gatep
     assert (
         "What contoso has from Exchange Online (domains.json) is changed there, and exported anew."
     ) in " ".join(result.output.split())
+
+
+def test_connector_from_an_export_is_left_alone_and_the_export_not_named(gatepost: Gatepost) -> None:
+    exported = (
+        '{"Name": "hub", "ConnectorType": "OnPremises", "Enabled": true, "SenderIPAddresses": ["203.0.113.5"], '
+        '"TlsSenderCertificateName": null}'
+    )
+    (gatepost.secret.parent / "connectors.json").write_text(exported)
+    (gatepost.secret.parent / "gatepost.toml").write_text(
+        f'state_directory = "{gatepost.secret.parent}"\n{ENFORCE}[[organization]]\nname = "contoso"\n'
+        'exchange_export = ["connectors.json"]\naccepted_domain = [{domain = "contoso.com", default = true}]\n'
+    )
+    result = gatepost("--ip", "192.0.2.5", "--mail-from", "app@contoso.com", "--rcpt", "x@gmail.com")
+    assert "connector[hub]" not in result.output
+    assert "declare [[organization.connector]]" in result.output
+    assert "exported anew" not in result.output
 
 
 def test_bypass_is_named_and_changes_no_verdict(gatepost: Gatepost) -> None:
@@ -768,6 +821,7 @@ def test_json_holds_the_whole_answer(gatepost: Gatepost) -> None:
                 "remedies": [],
                 "also": [],
                 "notes": [],
+                "upstream_remedies": [],
                 "upstream": None,
                 "envelope": {
                     "mail_from": "bounces+SRS=czvzs4na=IP=fabrikam.com=bob@contoso.com",
@@ -821,3 +875,10 @@ def test_a_mode_that_is_going_to_change_is_named_with_its_moment(gatepost: Gatep
     output = " ".join(gatepost(*VENDOR, "--rcpt", "x@gmail.com").output.split())
     assert "would be refused (mode monitor)" in output
     assert "The mode is enforce from 1 December 2999, 09:00 UTC on (enforce_from)." in output
+
+
+def test_on_a_day_after_enforce_from_the_mode_is_enforce(gatepost: Gatepost) -> None:
+    gatepost.configure("[relay]\nenforce_from = 2999-12-01T10:00:00+01:00\n")
+    result = gatepost(*VENDOR, "--rcpt", "x@gmail.com", at="2999-12-02")
+    assert "\nTo x@gmail.com: refused\n" in result.output
+    assert "enforce_from" not in result.output

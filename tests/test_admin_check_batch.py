@@ -120,6 +120,22 @@ def test_standard_input_and_a_byte_order_mark_and_semicolons(batch: Batch) -> No
     assert [row["verdict"] for row in rows(batch.run(str(batch.file)))] == ["relay"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_utf_16_as_spreadsheets_write_it_is_read(batch: Batch, encoding: str) -> None:
+    octets = "\ufeff".encode(encoding) if encoding != "utf-16" else b""
+    octets += "ip,mail_from,rcpt\n192.0.2.5,app@contoso.com,x@gmail.com\n".encode(encoding)
+    batch.file.write_bytes(octets)
+    assert [row["verdict"] for row in rows(batch.run(str(batch.file)))] == ["relay"]
+
+
+def test_what_action_rewrite_mends_is_let_through(batch: Batch) -> None:
+    text = batch.configuration.read_text().replace("[relay]\n", '[relay]\naction = "rewrite"\n')
+    batch.configuration.write_text(text)
+    result = batch(HEADER + "192.0.2.5,,,,app@vendor.example,,x@gmail.com\n")
+    assert [(row["verdict"], row["action"], row["remedy"]) for row in rows(result)] == [("refuse", "mend", "")]
+    assert result.exit_code == 0
+
+
 def test_line_that_is_no_question_is_named_and_the_others_are_answered(batch: Batch) -> None:
     result = batch(
         "ip,authenticated,mail_from,rcpt\n192.0.2,,a@contoso.com,x@gmail.com\n192.0.2.5,,a@contoso.com,x@gmail.com\n"

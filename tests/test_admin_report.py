@@ -364,6 +364,14 @@ def test_a_group_says_which_condition_failed_and_what_to_change() -> None:
 def test_a_group_that_the_configuration_relays_by_now_says_so() -> None:
     (group,) = summary(november(), [entry("A", NOON, certificate_names="mail.contoso.com")]).groups
     assert group.problem == "Relayed by the configuration in force; nothing has to be changed any more."
+
+
+def test_mail_of_an_exempt_client_that_exchange_online_would_refuse_has_failed_no_condition() -> None:
+    item = entry("A", NOON, action="reject", reason="upstream-nothing-accepted", verdict_current="exempt")
+    (group,) = summary(november("Refused"), [item]).groups
+    assert group.problem == (
+        "Exchange Online would refuse it, and SRS cannot mend it, so it is refused here ([upstream] refuse)."
+    )
     assert group.remedies == ()
 
 

@@ -7,7 +7,7 @@ import copy
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Optional
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from snapshots import KEYS, Raw
 
-from gatepost.relay import Client, Explanation, Mail, Reason, Result, RuleSet, Verdict, attribute, explain
+from gatepost.relay import Client, Explanation, Mail, Organization, Reason, Result, RuleSet, Verdict, attribute, explain
 from gatepost.service.config import parse
 from gatepost.service.snapshot import build
 
@@ -34,6 +34,7 @@ CONNECTOR_NAMES += ["*.x.example", "mail.vendor.example"]
 OWNER = r"under (?:organization\[)?(\w+)"
 """`your`, of "your organization", or a name."""
 KEY = r"organization\[(\w+)\]\.connector\[([\w ]+)\]"
+EXPORTED = "exported"
 LEFT_TO_READ = ("Put the client's certificate", "Connectors of several organizations match")
 
 
@@ -62,9 +63,17 @@ class Situation:
         connectors.append({"name": f"declared {len(connectors)}", **connector})
 
     def judged(self, rule_set: RuleSet = RuleSet.CURRENT) -> tuple[Verdict, Client, Mail]:
-        made = build(parse(copy.deepcopy(self.raw), Path("gatepost.toml")), KEYS, 0.0)
+        config = parse(copy.deepcopy(self.raw), Path("gatepost.toml"))
+        organizations = {name: with_exported(item) for name, item in config.organizations.items()}
+        made = build(replace(config, organizations=organizations), KEYS, 0.0)
         client, mail = made.rules.client(self.ip, self.names), Mail(self.reverse_path, self.header_from)
         return attribute(client, mail, "gmail.com", made.rules, rule_set), client, mail
+
+
+def with_exported(organization: Organization) -> Organization:
+    """Return *organization* with the connectors that are called so as if they came from an export."""
+    connectors = (replace(item, declared=not item.name.startswith(EXPORTED)) for item in organization.connectors)
+    return replace(organization, connectors=tuple(connectors))
 
 
 @st.composite
@@ -92,7 +101,8 @@ def situations(draw: st.DrawFn) -> Situation:
                 table.update(type="InternalRelay", match_subdomains=True)
         if len(domains) > 1 or draw(st.booleans()):
             accepted[0]["default"] = True
-        found = [draw(connectors(f"c{index}", domains)) for index in range(draw(st.integers(0, 3)))]
+        names = draw(st.lists(st.sampled_from(["c", EXPORTED]), max_size=3))
+        found = [draw(connectors(f"{name}{index}", domains)) for index, name in enumerate(names)]
         organizations.append({"name": name, "accepted_domain": accepted, "connector": found})
     return Situation(
         {
@@ -119,6 +129,8 @@ class Reader:
     def alternatives(self, text: str) -> Iterator[Change]:
         """Yield each change that a remedy offers."""
         for pattern, do in READING:
+            if pattern in CONNECTORS and "[[organization.accepted_domain]]" in text:
+                continue  # declare_domain reads it, too
             for found in re.finditer(pattern, text):
                 yield partial(do, self, text, found)
 
@@ -133,6 +145,9 @@ class Reader:
         for domain in re.findall(r'and add "(\S+)" to your connector\.associated_accepted_domains', text):
             for connector in case.organization(self.owner)["connector"]:
                 connector.setdefault("associated_accepted_domains", [domain]).append(domain)
+        for pattern, do in CONNECTORS.items():
+            for connector in re.finditer(pattern, text):
+                do(self, text, connector, case)
 
     def count_subdomains(self, _: str, found: Match, case: Situation) -> None:
         case.raw["relay"]["subdomains_relay"] = True
@@ -184,6 +199,12 @@ class Reader:
             case.declare(self.named(owner), tls_sender_certificate_name=name)
 
 
+CONNECTORS: dict[str, Callable[[Reader, str, Match, Situation], None]] = {
+    rf'add "(\S+)" to {KEY}\.sender_ip_addresses': Reader.add_address,
+    rf'name = "…", sender_ip_addresses = \["(\S+)"\] {OWNER}': Reader.declare_address,
+    rf'name = "…", tls_sender_certificate_name = "(\S+)" {OWNER}': Reader.declare_name,
+    rf"declare an \[\[organization\.connector\]\] {OWNER}.* that matches it": Reader.declare_any,
+}
 READING: list[tuple[str, Callable[[Reader, str, Match, Situation], None]]] = [
     (rf'\[\[organization\.accepted_domain\]\] domain = "([^"]+)" {OWNER}', Reader.declare_domain),
     (r"set relay\.subdomains_relay = true", Reader.count_subdomains),
@@ -193,10 +214,7 @@ READING: list[tuple[str, Callable[[Reader, str, Match, Situation], None]]] = [
     (rf'^Add "(\S+)" to {KEY}\.associated_accepted_domains', Reader.associate),
     (rf'^Add "(\S+)" to {KEY}\.associated_accepted_domains, or leave that list empty', Reader.limit_no_more),
     (rf"^Set {KEY}\.enabled = true", Reader.enable),
-    (rf'add "(\S+)" to {KEY}\.sender_ip_addresses', Reader.add_address),
-    (rf'name = "…", sender_ip_addresses = \["(\S+)"\] {OWNER}', Reader.declare_address),
-    (rf'name = "…", tls_sender_certificate_name = "(\S+)" {OWNER}', Reader.declare_name),
-    (rf"declare an \[\[organization\.connector\]\] {OWNER}.* that matches it", Reader.declare_any),
+    *CONNECTORS.items(),
     (rf'got a new certificate, set {KEY}\.tls_sender_certificate_name = "(\S+)"', Reader.set_name),
     (rf"{KEY}\.tls_sender_certificate_name matches, (\S+) ", Reader.present_what_matches),
     (r"trusted certificate .*in an accepted domain(?:, such as ([\w.-]+\w))?", Reader.present),
@@ -241,6 +259,8 @@ def check_each_remedy(case: Situation, explanation: Explanation) -> None:
     everybody = readers(case)
     remedies = [text for text in explanation.remedies if not text.startswith(LEFT_TO_READ)]
     assert remedies
+    changes = [text for text in (*remedies, *explanation.also) if "matching organization" not in text]
+    assert not any(f"connector[{EXPORTED}" in text for text in changes)
     for remedy, also in itertools.product(remedies, explanation.also or ("",)):
         offered = len(list(everybody[0].alternatives(remedy)))
         assert offered, remedy

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Optional
 
@@ -13,7 +14,7 @@ from gatepost.admin.check_model import NOT_A_BOUNCE, SRS_BOUNCE, UNREWRITABLE, A
 from gatepost.admin.check_notes import on_all, on_daemon, on_export, on_forwarding, on_srs, on_switch
 from gatepost.admin.srs_commands import bare, verdict
 from gatepost.milter.transaction import header_addresses
-from gatepost.relay import Client, Mail, Organization, Result, explain
+from gatepost.relay import Client, Mail, Organization, Reason, Result, explain
 from gatepost.service import flow, replies, reversal, rewriting, upstream_words
 from gatepost.service.addresses import routed
 from gatepost.service.flow import Judgement, Treatment
@@ -21,7 +22,7 @@ from gatepost.service.ledger import LEFT_TO_MTA
 from gatepost.service.organizations import RefusalAction
 from gatepost.service.reversal import Bounce, Stored
 from gatepost.service.rewriting import Egress
-from gatepost.service.snapshot import Snapshot
+from gatepost.service.snapshot import Snapshot, mint_domain
 from gatepost.service.srs_config import ReverseBy
 from gatepost.service.store import StoreError
 from gatepost.service.upstream import why_refused
@@ -29,6 +30,8 @@ from gatepost.srs import AddressError
 
 TAKING = (RefusalAction.QUARANTINE, RefusalAction.TAG)
 """The actions that take the message nevertheless."""
+_MENDING = (Treatment.REWRITE, Treatment.UNREWRITABLE)
+"""What action = "rewrite" makes of what it does not reject."""
 
 
 def examine(snapshot: Snapshot, question: Question, now: int, stored: Stored) -> Report:
@@ -64,7 +67,10 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
     judgement = flow.judge(snapshot, client, mail, rcpt, headers_seen=True)
     words = explain(judgement.verdict, client, mail, rcpt, snapshot.config.relay.requirements)
     before, reason = Envelope(mail.reverse_path, rcpt), judgement.verdict.reason.value
-    answer = Answer(before, judgement, words, words.decision, reason)
+    enforced = judgement
+    if not judgement.enforce:
+        enforced = flow.judge(_enforcing(snapshot), client, mail, rcpt, headers_seen=True)
+    answer = Answer(before, judgement, enforced, words, words.decision, reason)
     try:
         found = reversal.reverse(snapshot, rcpt, now, stored)
     except StoreError as error:
@@ -74,7 +80,13 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
         return _srs_refused(snapshot, answer, found.bounce, refusal, now)
     if found.bounce is Bounce.ORIGINAL:
         return _bounce(snapshot, answer, found.original, now)
-    return _with_upstream(snapshot, _relay(snapshot, answer, now))
+    return _with_upstream(snapshot, _relay(snapshot, client, answer, now))
+
+
+def _enforcing(snapshot: Snapshot) -> Snapshot:
+    """Return *snapshot* as it is with everybody's mode enforce."""
+    names = frozenset(snapshot.config.organizations)
+    return replace(snapshot, enforcing=names, enforces_for_none=bool(names))
 
 
 def _put_off(answer: Answer, error: StoreError) -> Answer:
@@ -169,6 +181,11 @@ def returned_decision(rcpt: str, original: str) -> str:
     return f"No relay: {rcpt} is an SRS address made here, and its mail goes to {original}."
 
 
+def mended_decision(refusal: str) -> str:
+    """Return *refusal*, the decision on what the relay rule refuses, for what an SRS sender lets through."""
+    return f"Mended by SRS{refusal[len('Refused') :]}"
+
+
 def _returning(snapshot: Snapshot, mail_from: str, now: int) -> str:
     """Return the P1 of mail that goes on to an original sender and is no bounce (accept_from)."""
     config = snapshot.config
@@ -178,7 +195,7 @@ def _returning(snapshot: Snapshot, mail_from: str, now: int) -> str:
     return mail_from
 
 
-def _relay(snapshot: Snapshot, answer: Answer, now: int) -> Answer:
+def _relay(snapshot: Snapshot, client: Client, answer: Answer, now: int) -> Answer:
     """Answer for any other recipient: the relay rule decides, and SRS rewrites what is relayed."""
     before, judgement = answer.before, answer.judgement
     result = judgement.verdict.result
@@ -189,13 +206,12 @@ def _relay(snapshot: Snapshot, answer: Answer, now: int) -> Answer:
     notes = (
         *on_switch(snapshot, judgement),
         *on_daemon(snapshot, judgement),
-        *on_export(snapshot, judgement),
         *on_srs(snapshot, judgement, before),
     )
     answer = replace(answer, effective=judgement.enforce, notes=notes, envelope=passed)
     if result is Result.REFUSE:
-        answer = _refused(snapshot, answer)
-        if answer.action not in TAKING:
+        answer = _refused(snapshot, client, answer)
+        if answer.action not in TAKING and not answer.mended:
             return answer
     try:
         leaving = _leaving(snapshot, before, judgement.verdict.organization, now)
@@ -205,6 +221,7 @@ def _relay(snapshot: Snapshot, answer: Answer, now: int) -> Answer:
             decision=decision_for(UNREWRITABLE, before.rcpt),
             reason=UNREWRITABLE,
             refused=True,
+            mended=False,
             action=None,
             failed=f"SRS: P1 must be rewritten, and {error}.",
             reply=str(replies.UNREWRITABLE),
@@ -217,38 +234,64 @@ def _relay(snapshot: Snapshot, answer: Answer, now: int) -> Answer:
 def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
     """Return *answer* with what Exchange Online will say, and with its refusal where that comes from here."""
     there, judgement = snapshot.upstream, answer.judgement
-    if there is None or judgement.upstream is None:
-        return answer
     mail_from, rcpt = (answer.envelope or answer.before).mail_from, answer.before.rcpt
+    helps = tuple(upstream_words.remedies(snapshot, judgement, answer.before.mail_from, mended=answer.mended))
+    if there is not None and answer.reason == Reason.NULL_SENDER.value and answer.refused:
+        helps = tuple(upstream_words.for_null_sender(snapshot, rcpt))
+        answer = replace(answer, notes=(*answer.notes, upstream_words.NOT_ENOUGH) if helps else answer.notes)
+    if there is None or judgement.upstream is None:
+        return replace(answer, upstream_remedies=helps)
     sentence = upstream_words.decision(there, judgement.upstream, mail_from)
-    helps = tuple(upstream_words.remedies(snapshot, judgement, answer.before.mail_from))
-    if judgement.treatment is not Treatment.UPSTREAM:
-        return replace(answer, notes=(*answer.notes, sentence, *helps))
+    if answer.if_enforced.treatment is not Treatment.UPSTREAM:
+        return replace(answer, notes=(*answer.notes, sentence), upstream_remedies=helps)
     reason = why_refused(judgement.upstream)
     return replace(
         answer,
         decision=decision_for(reason, rcpt),
-        reason=reason,
+        reason=reason if judgement.enforce else answer.reason,
         refused=True,
+        action=None,
+        effective=judgement.enforce,
         failed=sentence,
         reply=str(replies.RELAY_DENIED),
         remedies=helps,
         also=(),
-        envelope=None,
+        envelope=None if judgement.enforce else answer.envelope,
         enforced=None,
     )
 
 
-def _refused(snapshot: Snapshot, answer: Answer) -> Answer:
+def _refused(snapshot: Snapshot, client: Client, answer: Answer) -> Answer:
     """Answer for what the relay rule refuses; relay.action says what is done about it."""
-    verdict = answer.judgement.verdict
-    words = answer.explanation
+    verdict, words, notes = answer.judgement.verdict, answer.explanation, answer.notes
     answer = replace(answer, refused=True, failed=words.failed, remedies=words.remedies, also=words.also)
     if flow.left_to_mta(snapshot, verdict):
         return replace(answer, reason=LEFT_TO_MTA, decision=decision_for(LEFT_TO_MTA, answer.before.rcpt))
     action = snapshot.action(verdict.organization)
-    reply = {RefusalAction.REJECT: str(replies.RELAY_DENIED), RefusalAction.TEMPFAIL: str(replies.RELAY_DEFERRED)}
-    return replace(answer, action=action, reply=reply.get(action, ""))
+    if action is RefusalAction.REWRITE and answer.if_enforced.treatment in _MENDING:
+        decision = mended_decision(words.decision)
+        return replace(answer, decision=decision, action=action, refused=False, mended=True, remedies=(), also=())
+    offered = tuple(_offer_of_rewrite(snapshot, client, answer))
+    answer = replace(answer, notes=(*notes, *on_export(snapshot, answer)), remedies=(*offered, *answer.remedies))
+    reply = str({RefusalAction.TEMPFAIL: replies.RELAY_DEFERRED}.get(action, replies.RELAY_DENIED))
+    return replace(answer, action=action, reply="" if action in TAKING else reply)
+
+
+def _offer_of_rewrite(snapshot: Snapshot, client: Client, answer: Answer) -> Iterator[str]:
+    """Yield action = "rewrite" where it would mend what is refused, and Exchange Online asks for such a P1."""
+    config, there, organization = snapshot.config, snapshot.upstream_by_p1, answer.judgement.verdict.organization
+    if there is None or organization is None or config.srs.only_spf or not rewriting.rewrites(snapshot):
+        return
+    settings = replace(config.settings[organization.name], action=RefusalAction.REWRITE)
+    config = replace(config, settings={**config.settings, organization.name: settings})
+    changed = _enforcing(replace(snapshot, config=config))
+    mail, rcpt = Mail(answer.before.mail_from), answer.before.rcpt
+    if flow.judge(changed, client, mail, rcpt, headers_seen=True).treatment is Treatment.REWRITE:
+        domain = mint_domain(config, there.organization)
+        yield (
+            f'Set organization[{organization.name}].action = "rewrite", or relay.action for all that have none of '
+            f"their own: SRS then gives such mail a P1 in {domain}, and Exchange Online takes it."
+        )
 
 
 def _leaving(snapshot: Snapshot, before: Envelope, organization: Optional[Organization], now: int) -> Envelope:

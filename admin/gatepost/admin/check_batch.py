@@ -8,15 +8,17 @@ import itertools
 import json
 import os
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Optional, TextIO
 
 import click
 
-from gatepost.admin.check_command import Circumstances, QuestionError, check_question, circumstances
+from gatepost.admin.check_command import QuestionError, check_question, circumstances
 from gatepost.admin.check_model import Answer, Question
 from gatepost.admin.configuration import complain, printable, unreadable
 from gatepost.admin.report_export import safe_cell
@@ -55,9 +57,9 @@ def run(path: Path, file: str, requirements: Optional[str], at: Optional[datetim
                     complain(f"{name}: line {number}: {error.name}: {error}")
                     wrong = True
                     continue
-                for row in _rows(asked, number, question):
-                    refused = refused or row["verdict"] == "refuse"
-                    write(row)
+                for answer in asked.ask(question).answers:
+                    refused = refused or answer.refused
+                    write(dict(zip(OUTPUT, _cells(number, question, answer))))
         except BatchError as error:
             complain(f"{name}: {error}")
             return os.EX_DATAERR
@@ -68,13 +70,15 @@ def run(path: Path, file: str, requirements: Optional[str], at: Optional[datetim
 
 @contextmanager
 def _opened(file: str) -> Iterator[TextIO]:
-    """Open *file*, "-" for standard input; a byte order mark, as spreadsheets write it, is left out."""
+    """Open *file*, "-" for standard input: UTF-8, or UTF-16 with its byte order mark, as spreadsheets write it."""
     try:
         descriptor = sys.stdin.fileno() if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         unreadable(file, error)
-    with open(descriptor, encoding="utf-8-sig", errors="replace", newline="", closefd=file != "-") as stream:
-        yield stream
+    with open(descriptor, "rb", closefd=file != "-") as octets:
+        encoding = "utf-16" if octets.peek(2)[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+        with TextIOWrapper(octets, encoding=encoding, errors="replace", newline="") as stream:
+            yield stream
 
 
 def _lines(stream: TextIO) -> Iterator[tuple[int, Mapping[str, object]]]:
@@ -170,11 +174,6 @@ def _truth(values: Mapping[str, object], name: str) -> bool:
     if text not in (*_YES, *_NO):
         raise QuestionError(name, f'"{printable(text)}" is neither yes nor no')
     return text in _YES
-
-
-def _rows(asked: Circumstances, number: int, question: Question) -> Iterator[dict[str, Cell]]:
-    for answer in asked.ask(question).answers:
-        yield dict(zip(OUTPUT, _cells(number, question, answer)))
 
 
 def _cells(number: int, question: Question, answer: Answer) -> tuple[Cell, ...]:

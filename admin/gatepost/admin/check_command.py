@@ -77,11 +77,12 @@ class Circumstances:
 
 def circumstances(path: Path, requirements: Optional[str], at: Optional[datetime]) -> Circumstances:
     """Load the configuration; end the command where it has problems."""
+    now = unix_time(at)
     with problems_reported():
-        snapshot, missing_secret = snapshot_with_placeholder(path)
+        snapshot, missing_secret = snapshot_with_placeholder(path, now)
     if requirements:
         snapshot = with_requirements(snapshot, RuleSet(requirements))
-    return Circumstances(snapshot, unix_time(at), open_store(snapshot.config).found, missing_secret)
+    return Circumstances(snapshot, now, open_store(snapshot.config).found, missing_secret)
 
 
 def run(path: Path, given: Given, requirements: Optional[str], at: Optional[datetime], *, as_json: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Optional
 from gatepost.relay import Explanation, Mail, RuleSet
 from gatepost.service import upstream
 from gatepost.service.flow import Judgement
-from gatepost.service.ledger import DEFER, LEFT_TO_MTA, PASS, QUARANTINE, REJECT, RETURN, REWRITE, TAG
+from gatepost.service.ledger import DEFER, LEFT_TO_MTA, MEND, PASS, QUARANTINE, REJECT, RETURN, REWRITE, TAG
 from gatepost.service.organizations import RefusalAction
 
 MONITOR = "monitor"
@@ -50,19 +50,23 @@ class Envelope:
 class Answer:
     """What becomes of the message for one recipient.
 
-    refused: the rules refuse it, by relay rule or SRS. reason: why, as the log has it. action: what is done about what
-    the relay rule refuses, None where that is not gatepost's. reply: the SMTP reply then, "" where there is none.
-    effective: what is refused or rewritten really is; else the mode is monitor. remedies, also: as an Explanation has
-    them. before: the envelope that came; envelope: what the MTA goes on with, None for nothing; enforced: that in mode
-    enforce.
+    if_enforced: the judgement in mode enforce. refused: the rules refuse it, by relay rule, SRS or [upstream]. mended:
+    the relay rule refuses it, and an SRS sender lets it through (action = "rewrite"); it is not refused then. reason:
+    why, as the log has it. action: what is done about what the relay rule refuses, None where that is not gatepost's.
+    reply: the SMTP reply then, "" where there is none. effective: what is refused or rewritten really is; else the mode
+    is monitor. remedies, also: as an Explanation has them. upstream_remedies: what to change for Exchange Online, which
+    would refuse it. before: the envelope that came; envelope: what the MTA goes on with, None for nothing; enforced:
+    that in mode enforce.
     """
 
     before: Envelope
     judgement: Judgement
+    if_enforced: Judgement
     explanation: Explanation
     decision: str
     reason: str
     refused: bool = False
+    mended: bool = False
     action: Optional[RefusalAction] = None
     effective: bool = True
     failed: str = ""
@@ -70,6 +74,7 @@ class Answer:
     remedies: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    upstream_remedies: tuple[str, ...] = ()
     envelope: Optional[Envelope] = None
     enforced: Optional[Envelope] = None
 
@@ -78,8 +83,10 @@ class Answer:
         """What is done, in the words of log and ledger; `monitor`: the rules refuse it, and it passes."""
         if self.reason == LEFT_TO_MTA:
             return LEFT_TO_MTA
-        if self.refused and not self.effective:
+        if (self.refused or self.mended) and not self.effective:
             return MONITOR
+        if self.mended:
+            return MEND
         if self.refused:
             taken = _TAKING.get(self.action) if self.action else None
             return taken or (DEFER if self.reply.startswith("4") else REJECT)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from gatepost.admin.check_model import Answer, Envelope
@@ -16,6 +17,8 @@ from gatepost.service.rewriting import Egress
 from gatepost.service.snapshot import Snapshot
 from gatepost.srs import Address, AddressError
 
+_DECLARED = re.compile(r'accepted_domain\]\] domain = "[^"]*" under organization\[(.*?)\]')
+"""Whose accepted domains a remedy adds to."""
 _TURNED_AWAY = (Treatment.REFUSE, Treatment.DEFER, Treatment.UPSTREAM, Treatment.UNREWRITABLE)
 
 
@@ -42,14 +45,13 @@ def on_daemon(snapshot: Snapshot, judgement: Judgement) -> tuple[str, ...]:
     return ()
 
 
-def on_export(snapshot: Snapshot, judgement: Judgement) -> Iterator[str]:
-    """Yield where else the change can be made that refused mail needs."""
-    organization = judgement.verdict.organization
-    if judgement.verdict.result is not Result.REFUSE or organization is None:
-        return
-    files = ", ".join(file.name for file in snapshot.config.settings[organization.name].exchange_export.paths)
-    if files:
-        yield f"What {organization.name} has from Exchange Online ({files}) is changed there, and exported anew."
+def on_export(snapshot: Snapshot, answer: Answer) -> Iterator[str]:
+    """Yield where else the change can be made that refused mail needs, if a remedy is about what is exported."""
+    for name in sorted(set(_DECLARED.findall(" ".join(answer.remedies)))):
+        settings = snapshot.config.settings.get(name)
+        if settings and settings.exchange_export.accepted_domains():
+            files = ", ".join(file.name for file in settings.exchange_export.paths)
+            yield f"What {name} has from Exchange Online ({files}) is changed there, and exported anew."
 
 
 def on_srs(snapshot: Snapshot, judgement: Judgement, before: Envelope) -> Iterator[str]:

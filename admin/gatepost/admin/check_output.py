@@ -16,11 +16,14 @@ from gatepost.admin.check_model import Answer, Envelope, Question, Report
 from gatepost.admin.configuration import printable
 from gatepost.milter.session import TAG as TAG_HEADER
 from gatepost.relay import Result, RuleSet
+from gatepost.service.flow import Treatment
 from gatepost.service.ledger import LEFT_TO_MTA
 from gatepost.service.organizations import Mode, RefusalAction
 
 WIDTH = 80
+MENDED = "let through with an SRS sender"
 _COLUMN = 38
+_MENDED = 'P1 rewritten by SRS (action = "rewrite"); else the rules refuse it'
 
 
 def as_text(report: Report) -> str:
@@ -73,6 +76,7 @@ def _recipient(answer: Answer) -> Iterator[str]:
     yield from reasoning(answer)
     yield ""
     yield from listed("What happens", _happens(answer))
+    yield from for_upstream(answer)
     if answer.envelope:
         yield from envelope("Envelope afterwards", answer.envelope)
     if not answer.effective and answer.enforced and answer.enforced != answer.envelope:
@@ -102,12 +106,22 @@ def reasoning(answer: Answer) -> Iterator[str]:
         yield from listed("And, in any case" + (" (any one of these)" if len(answer.also) > 1 else ""), answer.also)
 
 
+def for_upstream(answer: Answer) -> Iterator[str]:
+    """Yield what to change at the way on to Exchange Online."""
+    if answer.upstream_remedies:
+        yield ""
+        several = " (any one of these may do)" if len(answer.upstream_remedies) > 1 else ""
+        yield from listed(f"What to change for Exchange Online{several}", map(printable, answer.upstream_remedies))
+
+
 def word(answer: Answer) -> str:
     """Return in a word or two what becomes of the message."""
     if answer.reason == LEFT_TO_MTA:
         return "left to Postfix"
     if answer.refused:
         return _turned_away(answer) if answer.effective else f"would be {_turned_away(answer)} (mode monitor)"
+    if answer.mended:
+        return MENDED if answer.effective else f"would be {MENDED} (mode monitor)"
     return {Result.INSIDE: "let through, no relay", Result.EXEMPT: "relayed, exempt"}.get(
         answer.judgement.verdict.result, "relayed"
     )
@@ -125,6 +139,11 @@ def _happens(answer: Answer) -> Iterator[str]:
     where = f"organization {organization.name}" if organization else "relay.mode"
     if answer.refused and answer.effective:
         yield f"{consequence(answer)}."
+    elif answer.mended and answer.effective:
+        yield f"The MTA takes it, {_MENDED}."
+    elif answer.mended:
+        yield f"Mode monitor ({where}): logged and counted, and let through with P1 as it is."
+        yield f"In mode enforce: let through, {_MENDED}."
     elif answer.refused:
         enforced = consequence(answer)
         yield f"Mode monitor ({where}): logged and counted, and let through."
@@ -152,7 +171,8 @@ def consequence(answer: Answer) -> str:
         )
     if not answer.reply:
         return "The recipient is left to Postfix's own restrictions"
-    return f"The recipient is {_turned_away(answer)} with {answer.reply}"
+    by = " (upstream.refuse)" if answer.if_enforced.treatment is Treatment.UPSTREAM else ""
+    return f"The recipient is {_turned_away(answer)} with {answer.reply}{by}"
 
 
 def _rewritten(answer: Answer) -> bool:
@@ -242,6 +262,7 @@ def as_object(answer: Answer) -> dict[str, object]:
         "steps": answer.explanation.steps,
         "remedies": answer.remedies,
         "also": answer.also,
+        "upstream_remedies": answer.upstream_remedies,
         "notes": answer.notes,
         "upstream": answer.upstream or None,
         "envelope": _envelope_object(answer.envelope),

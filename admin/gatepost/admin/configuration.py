@@ -65,20 +65,21 @@ def fingerprint(key: Key) -> str:
     return hashlib.sha256(key.secret).hexdigest()[:8]
 
 
-def snapshot_with_placeholder(path: Path) -> tuple[Snapshot, Optional[Path]]:
+def snapshot_with_placeholder(path: Path, now: Optional[float] = None) -> tuple[Snapshot, Optional[Path]]:
     """Return the snapshot of the configuration in *path*, so that rules can be tried before the first start.
 
-    The second result is the SRS secret's file where that is missing, and a placeholder in its place. Raises
-    ConfigError.
+    now: when it is to be in force (enforce_from), in Unix seconds; the present by default. The second result is the SRS
+    secret's file where that is missing, and a placeholder in its place. Raises ConfigError.
     """
     config = load(path)
+    at = time.time() if now is None else now
     file, clients = config.srs.secret_file, certificates.read(config.relay.certificate_folder)
     try:
-        return build(config, read_keys(file), time.time(), clients), None
+        return build(config, read_keys(file), at, clients), None
     except ConfigError as error:
         if not secret_missing(error):
             raise
-    return build(config, Keys([b"placeholder"]), time.time(), clients), file
+    return build(config, Keys([b"placeholder"]), at, clients), file
 
 
 def become_owner(config: Config) -> None:

@@ -17,6 +17,7 @@ import click
 from gatepost.admin import explain_output
 from gatepost.admin.check import examine
 from gatepost.admin.check_model import Report
+from gatepost.admin.check_output import wrapped
 from gatepost.admin.configuration import (
     become_owner,
     complain,
@@ -121,10 +122,16 @@ def _today(snapshot: Snapshot, recorded: list[Recorded]) -> Report:
 
 
 def _not_found(config: Config, database: Database, name: str, lag: Optional[LedgerLags]) -> None:
-    complain(f'"{name}" is neither the reference nor the queue ID of a message in the ledger.')
+    lines = wrapped(f'"{name}" is neither the reference nor the queue ID of a message in the ledger.', "")
     for text in _why_not(config, database, lag):
-        complain(f"- {text}")
-    complain("The log has every reference with client, P1, recipient and reason: gatepost check explains these.")
+        lines += wrapped(text, "- ")
+    lines += wrapped(
+        "The log has every reference with client, P1, recipient and reason: gatepost check explains these. gatepost "
+        "replay judges what a mail log has of messages from before there was a ledger.",
+        "",
+    )
+    for line in lines:
+        complain(line)
 
 
 def _why_not(config: Config, database: Database, lag: Optional[LedgerLags]) -> Iterator[str]:

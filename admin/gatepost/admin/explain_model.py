@@ -7,18 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Optional
 
-from gatepost.admin.check import decision_for, returned_decision
+from gatepost.admin.check import decision_for, mended_decision, returned_decision
 from gatepost.admin.check_model import MONITOR, SRS_BOUNCE, UNREWRITABLE, Answer, Envelope, Question
+from gatepost.admin.report_summary import exemption
 from gatepost.milter.session import TAG as TAG_HEADER
 from gatepost.relay import Connector, Mail, Organization, Reason, Result, RuleSet, Verdict, decision
 from gatepost.service import replies
 from gatepost.service.flow import SRS_REFUSALS
-from gatepost.service.ledger import DEFER, LEFT_TO_MTA, PASS, QUARANTINE, REJECT, RETURN, REWRITE, TAG, Entry
+from gatepost.service.ledger import DEFER, LEFT_TO_MTA, MEND, PASS, QUARANTINE, REJECT, RETURN, REWRITE, TAG, Entry
 
 _TOGETHER = "together"
 """The outcome of a recipient that was refused with another one of its message."""
-_HERE = ("", "127.0.0.1", "::1")
-"""Of what address sendmail(1) is."""
 _REPLIES = {
     **{reason: reply for reply, reason in filter(None, SRS_REFUSALS.values())},
     "srs-not-a-bounce": replies.BOUNCES_ONLY,
@@ -31,6 +30,7 @@ _WORDS = {
     DEFER: "put off",
     QUARANTINE: "held",
     TAG: "let through with a header",
+    MEND: "let through with an SRS sender",
     MONITOR: "let through in mode monitor, though the rules refuse it",
     LEFT_TO_MTA: "left to Postfix",
     RETURN: "given back to the original sender",
@@ -61,21 +61,16 @@ class Then:
 def question_of(entries: list[Entry]) -> Question:
     """Return what came, of the entries of one message.
 
-    What comes later, header From or certificate, an entry of a refusal at RCPT has not. That a client was exempt one of
-    them says, perhaps, but where its mail was refused for another reason not why: then it had authenticated, unless it
-    was this host.
+    What comes later, header From or certificate, an entry of a refusal at RCPT has not.
     """
     first = max(entries, key=lambda entry: (bool(entry.requirements), -entry.time))  # the egress hop knows no client
-    reasons = {entry.reason for entry in entries}
-    local = Reason.LOCAL_SUBMISSION.value in reasons
-    exempt = any(entry.verdict_current == Result.EXEMPT.value for entry in entries)
-    here = first.client in _HERE
+    why = exemption(*entries)
     return Question(
         ip=first.client or None,
         helo=first.helo or None,
         certificate_names=_listed(entry.certificate_names for entry in entries),
-        authenticated=Reason.AUTHENTICATED.value in reasons or (exempt and not local and not here),
-        local=local or (exempt and here),
+        authenticated=why is Reason.AUTHENTICATED,
+        local=why is Reason.LOCAL_SUBMISSION,
         mail_from=first.reverse_path,
         header_from=_listed(entry.header_from for entry in entries),
         recipients=tuple(entry.recipient for entry in entries),
@@ -142,7 +137,8 @@ def _decision(entry: Entry, outcome: str, verdict: Optional[Verdict]) -> str:
     if verdict is None:
         return decision_for(entry.reason, entry.recipient)
     mail = Mail(entry.reverse_path, tuple(filter(None, entry.header_from.split(", "))))
-    return decision(verdict, mail, entry.recipient, RuleSet(entry.requirements))
+    text = decision(verdict, mail, entry.recipient, RuleSet(entry.requirements))
+    return mended_decision(text) if outcome == MEND else text
 
 
 def _happened(entry: Entry, outcome: str) -> list[str]:
@@ -153,6 +149,7 @@ def _happened(entry: Entry, outcome: str) -> list[str]:
         DEFER: f"The recipient was put off with {_reply(entry, replies.RELAY_DEFERRED)}.",
         QUARANTINE: "The whole message was taken and held in the MTA's hold queue (action = quarantine).",
         TAG: f"The whole message was let through with the header {header} (action = tag).",
+        MEND: 'The MTA took it with an SRS sender (action = "rewrite"); the rules refuse it else.',
         MONITOR: "Mode monitor: it was logged and counted, and let through.",
         LEFT_TO_MTA: "policyd left it to Postfix's own restrictions, which took it.",
         RETURN: "The MTA took it for the original sender.",
@@ -186,6 +183,8 @@ def difference(then: Then, today: Answer) -> str:
     if then.outcome in ("", _TOGETHER):
         return ""
     now, before = (PASS if outcome == REWRITE else outcome for outcome in (today.outcome, then.outcome))
+    if now == MONITOR and verdict.result is not Result.REFUSE:  # for Exchange Online's sake
+        now = PASS
     returned = (now, before) == (RETURN, PASS) and entry.verdict_current == Result.INSIDE.value  # by the map, later
     if now != before and not returned:
         words = {**_WORDS, PASS: "let through"}

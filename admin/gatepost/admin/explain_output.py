@@ -87,6 +87,8 @@ def _recipient(recorded: Then, today: Answer, requirements: str) -> Iterator[str
         yield from check_output.reasoning(today)
     yield ""
     yield from listed("What happened then", map(printable, (*recorded.happened, *_upstream(entry))))
+    if recorded.outcome:
+        yield from check_output.for_upstream(today)
     for envelope in recorded.envelopes:
         yield from check_output.envelope("Envelope afterwards", envelope)
 

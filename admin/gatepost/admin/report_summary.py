@@ -45,6 +45,9 @@ _WAY_IN_UNKNOWN = (
 )
 _DONE = {REJECT: "refused", DEFER: "put off", QUARANTINE: "held", TAG: "tagged", MEND: "rewritten"}
 NO_MAIL = "The ledger has no mail of that time, so nothing can be said of it."
+_HERE = ("", "127.0.0.1", "::1")
+"""Of what address sendmail(1) is."""
+_UPSTREAM = "Exchange Online would refuse it, and SRS cannot mend it, so it is refused here ([upstream] refuse)."
 _BY_NOW = "Relayed by the configuration in force; nothing has to be changed any more."
 
 
@@ -187,17 +190,32 @@ def _problem(sample: Entry, rules: Rules, report_type: ReportType) -> tuple[str,
         return "P1 is in no accepted domain, so SRS rewrote it; nothing has to be changed.", ()
     if report_type is ReportType.NON_ACCEPTED_DOMAIN and not _accepted(rules, sample.sender_domain):
         return "P1 is in no accepted domain; the mail is relayed by its certificate or login.", ()
-    return _BY_NOW, ()
+    return (_UPSTREAM if sample.reason.startswith("upstream-") else _BY_NOW), ()
 
 
 def rebuilt_client(sample: Entry, rules: Rules) -> Client:
     """Return the client of *sample* as *rules* see it."""
+    why = exemption(sample)
     return rules.client(
         sample.client or None,
         tuple(filter(None, sample.certificate_names.split(", "))),
-        authenticated=sample.reason == Reason.AUTHENTICATED.value,
-        local=sample.reason == Reason.LOCAL_SUBMISSION.value,
+        authenticated=why is Reason.AUTHENTICATED,
+        local=why is Reason.LOCAL_SUBMISSION,
     )
+
+
+def exemption(*entries: Entry) -> Optional[Reason]:
+    """Return why the client of a message's *entries* was exempt from the rule, None where it was not.
+
+    Where its mail was refused for another reason, the ledger does not have why: it had authenticated, unless it was
+    this host.
+    """
+    reasons = {entry.reason for entry in entries}
+    known = [why for why in (Reason.AUTHENTICATED, Reason.LOCAL_SUBMISSION) if why.value in reasons]
+    clients = [entry.client for entry in entries if entry.verdict_current == Result.EXEMPT.value]
+    if known or not clients:
+        return next(iter(known), None)
+    return Reason.LOCAL_SUBMISSION if clients[0] in _HERE else Reason.AUTHENTICATED
 
 
 def _accepted(rules: Rules, domain: str) -> bool:

@@ -33,6 +33,10 @@ class Circumstances:
     def owner(self) -> str:
         return f"organization[{self.organization.name}]" if self.organization else "your organization"
 
+    @property
+    def whose(self) -> str:
+        return self.organization.name if self.organization else "your organization"
+
     def key(self, connector: Connector) -> str:
         return f"{self.owner}.connector[{connector.name}]"
 
@@ -50,9 +54,9 @@ class Circumstances:
         return not self.connectors or any(allows(connector, domain) for connector in self.connectors)
 
     def enabled(self) -> Iterator[Connector]:
-        """Yield the organisation's enabled connectors."""
+        """Yield the organisation's enabled connectors that remedies may change."""
         for connector in self.organization.connectors if self.organization else ():
-            if connector.enabled:
+            if connector.enabled and connector.declared:
                 yield connector
 
     def example(self, connectors: tuple[Connector, ...]) -> Optional[str]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Optional, Union
@@ -47,6 +47,7 @@ class Connector:
 
     tls_sender_certificate_name: a domain in normal form, or `*.` and one for it and all its subdomains (R8).
     associated_accepted_domains: where not empty, the connector counts for these accepted domains only (R11).
+    declared: it is written by hand and not this host's own, so remedies may change it; of no weight else.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Connector:
     tls_sender_certificate_name: Optional[str] = None
     enabled: bool = True
     associated_accepted_domains: tuple[str, ...] = ()
+    declared: bool = field(default=True, compare=False)
 
 
 @dataclass(frozen=True)

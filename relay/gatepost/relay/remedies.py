@@ -33,6 +33,9 @@ def remedies(verdict: Verdict, client: Client, mail: Mail) -> Iterator[str]:
         yield from _name_certificate(client)
         yield from _for_connector(verdict, case, accepted_domain.domain)
     elif verdict.reason is Reason.CONNECTOR_FOR_OTHER_DOMAINS and verdict.connector and accepted_domain:
+        if not verdict.connector.declared:
+            yield f"If the client is a host of {case.whose}: {_declare_connector(case, accepted_domain.domain)}."
+            return
         key = f"{case.key(verdict.connector)}.associated_accepted_domains"
         yield f'Add "{accepted_domain.domain}" to {key}, or leave that list empty.'
 
@@ -124,16 +127,22 @@ def _declare(domain: str, case: Circumstances) -> str:
     text = f'[[organization.accepted_domain]] domain = "{domain}" under {case.owner}'
     if case.without_default:
         text += f", and set default = true for {case.organization.default_domain if case.organization else 'one'}"
-    if not case.takes(domain):
-        connector = case.key(case.connectors[0]) if case.organization else "your connector"
-        text += f', and add "{domain}" to {connector}.associated_accepted_domains'
-    return text
+    if case.takes(domain):
+        return text
+    changeable = [connector for connector in case.connectors if connector.declared]
+    if not changeable:
+        return f"{text}, and {_declare_connector(case, domain)}"
+    connector = case.key(changeable[0]) if case.organization else "your connector"
+    return f'{text}, and add "{domain}" to {connector}.associated_accepted_domains'
 
 
 def _for_certificate_names(case: Circumstances) -> Iterator[str]:
     """Yield what to declare for the names that the client's certificate has."""
     for domain in dict.fromkeys(map(certificate_domain, case.client.certificate_names)):
+        declared = case.client.rules.accepted(parent(domain)) if domain else None
         above = accepted_above(case.client.rules, parent(domain)) if domain else None
+        if declared is not None and declared.exact:
+            continue
         if domain and above is not None and case.is_meant(above.organization):
             yield (
                 f"Declare {_declare(parent(domain), case)}: certificate name {domain} reaches "
@@ -181,7 +190,8 @@ def _certificate_to_present(case: Circumstances) -> tuple[Optional[str], str]:
             return fitting, f", and matching {case.key(connector)}.tls_sender_certificate_name"
     for connector in case.by_name:
         domain = case.example((connector,))
-        if domain and not (connector.tls_sender_certificate_name or "").startswith("*."):
+        wildcard = (connector.tls_sender_certificate_name or "").startswith("*.")
+        if domain and connector.declared and not wildcard:
             return f"mail.{domain}", f", and set {case.key(connector)}.tls_sender_certificate_name to it"
     domain = case.organization.default_domain if case.organization else None
     return f"mail.{domain}" if domain else None, f", and declare {_declare_name('that name', case)}"
@@ -202,7 +212,7 @@ def _enable(verdict: Verdict, case: Circumstances, domain: Optional[str]) -> Ite
     for step in verdict.trace:
         if step.condition is Condition.CONNECTOR_ENABLED and step.organization is case.organization:
             connector = step.connector
-            if connector and _suits(connector, domain):
+            if connector and connector.declared and _suits(connector, domain):
                 yield f"Set {case.key(connector)}.enabled = true: it covers the client."
 
 
@@ -215,8 +225,7 @@ def _for_connector(verdict: Verdict, case: Circumstances, domain: str) -> Iterat
     name = _certificate_name(case.client)
     address = parse_address(case.client.ip)
     if address is not None or name is None:
-        whose = case.organization.name if case.organization else ""
-        yield f"If the client is a host of {whose}: {_declare_connector(case, domain)}."
+        yield f"If the client is a host of {case.whose}: {_declare_connector(case, domain)}."
     expected = _with_certificate_name(case, domain)
     if name and expected:
         key = f"{case.key(expected)}.tls_sender_certificate_name"

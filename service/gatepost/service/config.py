@@ -179,6 +179,8 @@ def parse(raw: Mapping[str, object], path: Path) -> Config:
         )
     if notes.problems:
         raise ConfigError(notes.problems)
+    if config.upstream:
+        config = replace(config, organizations=upstream_config.marked(config.upstream, declared))
     return replace(config, warnings=tuple(notes.warnings))
 
 

@@ -222,7 +222,7 @@ def _connectors(table: Table, accepted: AbstractSet[str], export: ExchangeExport
     for connector in export.connectors():
         if connector.name in names:
             table.problem("exchange_export", f'it has a connector "{connector.name}", and there is one written by hand')
-        connectors.append(connector)
+        connectors.append(replace(connector, declared=False))
     return tuple(connectors)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Optional
 
 from gatepost.relay import Connector, Organization, Rules
@@ -164,6 +165,14 @@ def own_connectors(connector: Connector, organization: Organization) -> list[Con
         and item.tls_sender_certificate_name in (None, name)
         and not (item.tls_sender_certificate_name or "").startswith("*.")
     ]
+
+
+def marked(config: UpstreamConfig, declared: Mapping[str, Organization]) -> dict[str, Organization]:
+    """Return the organisations with this host's own connectors kept from remedies."""
+    organization = declared[config.organization]
+    own = own_connectors(config.connector, organization)
+    connectors = tuple(replace(item, declared=item.declared and item not in own) for item in organization.connectors)
+    return {**declared, organization.name: replace(organization, connectors=connectors)}
 
 
 def _alike(one: Connector, other: Connector) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gatepost.relay import Reason, Result, Verdict, domain_of
-from gatepost.service import rewriting
+from gatepost.relay import Mail, Reason, Result, Verdict, domain_of
+from gatepost.service import flow, rewriting
 from gatepost.service.flow import Judgement
 from gatepost.service.rewriting import Egress
 from gatepost.service.snapshot import Snapshot
@@ -14,6 +14,11 @@ from gatepost.service.upstream import Upstream
 
 _TAKEN = "At Exchange Online: taken"
 _REFUSED = "At Exchange Online: refused with 550 5.7.64"
+_WOULD = "At Exchange Online, by its rules: would be"
+NOT_ENOUGH = (
+    "Beyond this host the client's certificate counts for nothing: Exchange Online goes by this host's own, and while "
+    "it knows this host by address only, it refuses null senders to outside."
+)
 _TAKING = (Result.RELAY.value, Result.EXEMPT.value)
 
 
@@ -43,20 +48,35 @@ def _because(there: Upstream, verdict: Verdict, reverse_path: str) -> str:
 
 
 def recorded(outcome: str) -> str:
-    """Return the sentence on an *outcome* that the ledger has (`upstream.outcome`)."""
+    """Return the sentence on an *outcome* that the ledger has (`upstream.outcome`): a reckoning, not an answer."""
     if outcome == Result.INSIDE.value:
-        return f"{_TAKEN}, for the recipient is its own."
-    return f"{_TAKEN}." if outcome in _TAKING else f"{_REFUSED} (reason={outcome})."
+        return f"{_WOULD} taken, for the recipient is its own."
+    return f"{_WOULD} taken." if outcome in _TAKING else f"{_WOULD} refused with 550 5.7.64 (reason={outcome})."
 
 
-def remedies(snapshot: Snapshot, judgement: Judgement, reverse_path: str) -> Iterator[str]:
-    """Yield what helps where mail that came here with P1 *reverse_path* is refused there."""
+def remedies(snapshot: Snapshot, judgement: Judgement, reverse_path: str, *, mended: bool = False) -> Iterator[str]:
+    """Yield what helps where mail that came here with P1 *reverse_path* is refused there.
+
+    mended: it is relayed here with an SRS sender only, in mode enforce (action = "rewrite").
+    """
     there, verdict = snapshot.upstream, judgement.upstream
     if there is None or verdict is None or verdict.result is not Result.REFUSE:
         return
-    relayed = judgement.verdict.result in (Result.RELAY, Result.EXEMPT)
+    relayed = mended or judgement.verdict.result in (Result.RELAY, Result.EXEMPT)
     if relayed and not judgement.enforce and _is_rewritten_in_enforce(snapshot, reverse_path):
         yield f'With mode = "enforce" SRS gives it a P1 in a domain that {there.organization.name} accepts.'
+    yield from _certificate_of_this_host(there, verdict)
+
+
+def for_null_sender(snapshot: Snapshot, rcpt: str) -> Iterator[str]:
+    """Yield what a null sender to *rcpt* needs beside a certificate to this host, which refuses it for want of one."""
+    there, verdict = snapshot.upstream_by_p1, flow.at_upstream(snapshot, Mail(""), rcpt)
+    if there is None or verdict is None or verdict.result is not Result.REFUSE:
+        return
+    yield from _certificate_of_this_host(there, verdict)
+
+
+def _certificate_of_this_host(there: Upstream, verdict: Verdict) -> Iterator[str]:
     default = there.organization.default_domain
     domain = default if default in there.taken else min(there.taken, default=default)
     yield (

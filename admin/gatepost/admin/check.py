@@ -69,7 +69,7 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
     before, reason = Envelope(mail.reverse_path, rcpt), judgement.verdict.reason.value
     enforced = judgement
     if not judgement.enforce:
-        enforced = flow.judge(_enforcing(snapshot), client, mail, rcpt, headers_seen=True)
+        enforced = flow.judge(snapshot.with_all_enforcing(), client, mail, rcpt, headers_seen=True)
     answer = Answer(before, judgement, enforced, words, words.decision, reason)
     try:
         found = reversal.reverse(snapshot, rcpt, now, stored)
@@ -81,12 +81,6 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
     if found.bounce is Bounce.ORIGINAL:
         return _bounce(snapshot, answer, found.original, now)
     return _with_upstream(snapshot, _relay(snapshot, client, answer, now))
-
-
-def _enforcing(snapshot: Snapshot) -> Snapshot:
-    """Return *snapshot* as it is with everybody's mode enforce."""
-    names = frozenset(snapshot.config.organizations)
-    return replace(snapshot, enforcing=names, enforces_for_none=bool(names))
 
 
 def _put_off(answer: Answer, error: StoreError) -> Answer:
@@ -284,7 +278,7 @@ def _offer_of_rewrite(snapshot: Snapshot, client: Client, answer: Answer) -> Ite
         return
     settings = replace(config.settings[organization.name], action=RefusalAction.REWRITE)
     config = replace(config, settings={**config.settings, organization.name: settings})
-    changed = _enforcing(replace(snapshot, config=config))
+    changed = replace(snapshot, config=config).with_all_enforcing()
     mail, rcpt = Mail(answer.before.mail_from), answer.before.rcpt
     if flow.judge(changed, client, mail, rcpt, headers_seen=True).treatment is Treatment.REWRITE:
         domain = mint_domain(config, there.organization)

@@ -82,9 +82,9 @@ def check(path: Path) -> None:
     organizations = config.organizations.values()
     counts = ", ".join(
         (
-            _count(len(organizations), "organization"),
-            _count(sum(len(item.accepted_domains) for item in organizations), "accepted domain"),
-            _count(sum(len(item.connectors) for item in organizations), "connector"),
+            exports.counted(len(organizations), "organization"),
+            exports.counted(sum(len(item.accepted_domains) for item in organizations), "accepted domain"),
+            exports.counted(sum(len(item.connectors) for item in organizations), "connector"),
         )
     )
     click.echo(f"{path}: OK, {counts}")
@@ -99,7 +99,7 @@ def check(path: Path) -> None:
     if len(lines) > _LINES:
         click.echo(f"and {len(lines) - _LINES} more lines on exports; of one: gatepost import exchange FILE")
     if len(clients):
-        click.echo(f"{config.relay.certificate_folder}: {_count(len(clients), 'certificate')}")
+        click.echo(f"{config.relay.certificate_folder}: {exports.counted(len(clients), 'certificate')}")
     for note in notes:
         click.echo(f"warning: {note}")
     click.echo(secret)
@@ -127,11 +127,12 @@ def _secret(config: Config) -> tuple[str, list[str]]:
         waits = f"signs from {iso_day(key.signs_from)}" if key.signs_from > today else "verifies"
         parts.append(f"{fingerprint(key)} {'signs' if key is signing else waits}")
     warnings = [
-        f"{file}: the key {fingerprint(key)} has {_count(len(key.secret), 'octet')}; safe are {_SAFE_OCTETS} and more"
+        f"{file}: the key {fingerprint(key)} has {exports.counted(len(key.secret), 'octet')}; "
+        f"safe are {_SAFE_OCTETS} and more"
         for key in keys
         if len(key.secret) < _SAFE_OCTETS
     ]
-    return f"SRS secret: {file}: {_count(len(keys), 'key')}; {', '.join(parts)}", warnings
+    return f"SRS secret: {file}: {exports.counted(len(keys), 'key')}; {', '.join(parts)}", warnings
 
 
 def _closed(config: Config) -> list[str]:
@@ -154,10 +155,6 @@ def _store(config: Config) -> list[str]:
     except StoreError as error:
         return [f"the store cannot be asked: {error}"]
     return []
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def show(path: Path) -> None:

@@ -18,7 +18,7 @@ import click
 from gatepost.admin.config_commands import connector_values, domain_values, toml
 from gatepost.admin.configuration import complain, printable
 from gatepost.admin.exchange_difference import Change, difference
-from gatepost.relay import AcceptedDomain, Connector, Organization
+from gatepost.relay import AcceptedDomain, Connector, Organization, enumeration
 from gatepost.relay.exchange_export import Export, Exported, ExportError
 from gatepost.service import exports
 from gatepost.service.config import Config, load, parse, read
@@ -280,7 +280,7 @@ def _file(result: _Import, export: Export) -> Iterator[str]:
     if not export.records:
         yield "    no record in it"
     if export.ignored:
-        yield f"    not looked at for the relay rule: {exports.enumeration(export.ignored)}"
+        yield f"    not looked at for the relay rule: {enumeration(export.ignored)}"
 
 
 def _line(result: _Import) -> Iterator[str]:

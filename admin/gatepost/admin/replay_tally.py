@@ -79,8 +79,8 @@ class Tally:
     def __init__(self, snapshot: Snapshot, organization: str = "") -> None:
         srs = snapshot.config.srs
         self._as_it_is = snapshot
-        names = frozenset(snapshot.config.organizations)
-        self.snapshot = snapshot = replace(snapshot, enforcing=names, enforces_for_none=bool(names))
+        self.snapshot = snapshot = snapshot.with_all_enforcing()
+        names = snapshot.enforcing
         self._only = next(iter(names)) if len(names) == 1 else ""
         self._organization = organization
         self._old = replace(  # a log may be older than srs.validity_days

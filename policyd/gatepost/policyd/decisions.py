@@ -68,10 +68,9 @@ class Transaction:
 
     complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
     reversed; held: the first one for which the message is held; other: the first one of any other kind; "" where there
-    was none. Postfix uses one connection for
-    all requests about a message, unless that was idle for 300 s or 1000 s old, or its worker was replaced:
-    then it is incomplete. reference: the message's in the ledger. passed: the entries of recipients let through; count:
-    how many these are, recorded or not.
+    was none. Postfix uses one connection for all requests about a message, unless that was idle for 300 s or 1000 s
+    old, or its worker was replaced: then it is incomplete. reference: the message's in the ledger. passed: the entries
+    of recipients let through; count: how many these are, recorded or not.
     """
 
     instance: bytes = b""
@@ -269,16 +268,13 @@ def _relay(
         **(snapshot.certificates.log_fields(certificate(request)) if verdict.result is Result.REFUSE else {}),
     }
     if judgement.treatment is Treatment.UNREWRITABLE and snapshot.config.egress is not None:
-        reason = "sender-unrewritable"
-        line = _line(request, "reject", **{**names, "reason": reason})
+        names["reason"] = reason = "sender-unrewritable"
         entry = recording.entry(snapshot, request, reference, now, REJECT, judgement, reason)
-        return Answer(Action.REJECT, str(replies.UNREWRITABLE), line, judgement=judgement, refused=entry)
+        return _turned_down(request, entry, replies.UNREWRITABLE, judgement, names)
     if judgement.treatment is Treatment.UPSTREAM and judgement.upstream and not routed:
-        reason = why_refused(judgement.upstream)
-        line = _line(request, "reject", **{**names, "reason": reason}, reference=reference)
-        entry = recording.entry(snapshot, request, reference, now, REJECT, judgement, reason)
-        denied = str(replies.RELAY_DENIED.with_reference(reference))
-        return Answer(Action.REJECT, denied, line, judgement=judgement, refused=entry)
+        names.update(reason=why_refused(judgement.upstream), reference=reference)
+        entry = recording.entry(snapshot, request, reference, now, REJECT, judgement, names["reason"])
+        return _turned_down(request, entry, replies.RELAY_DENIED.with_reference(reference), judgement, names)
     if verdict.result is Result.RELAY and judgement.enforce:
         return Answer(Action.OK, "OK", _line(request, "ok", **names), judgement=judgement)
     if verdict.result is not Result.REFUSE or not verdict.meant:
@@ -294,13 +290,18 @@ def _relay(
         entry = recording.entry(snapshot, request, reference, now, REJECT, judgement)
         held = f"HOLD gatepost: {verdict.reason.value} [{reference}]"
         return Answer(Action.HOLD, held, _line(request, QUARANTINE, **names), judgement=judgement, refused=entry)
-    if action is RefusalAction.TEMPFAIL:
-        done, reply, label = Action.DEFER, replies.RELAY_DEFERRED, DEFER
-    else:
-        done, reply, label = Action.REJECT, replies.RELAY_DENIED, REJECT
-    entry = recording.entry(snapshot, request, reference, now, label, judgement)
-    refusal = str(reply.with_reference(reference))
-    return Answer(done, refusal, _line(request, label, **names), judgement=judgement, refused=entry)
+    later = action is RefusalAction.TEMPFAIL
+    entry = recording.entry(snapshot, request, reference, now, DEFER if later else REJECT, judgement)
+    reply = replies.RELAY_DEFERRED if later else replies.RELAY_DENIED
+    return _turned_down(request, entry, reply.with_reference(reference), judgement, names)
+
+
+def _turned_down(
+    request: Attributes, entry: LedgerEntry, reply: replies.Reply, judgement: Judgement, names: dict[str, str]
+) -> Answer:
+    """Return the answer by which a recipient is refused, or put off, as its *entry* for the ledger says."""
+    action = Action.DEFER if entry.action == DEFER else Action.REJECT
+    return Answer(action, str(reply), _line(request, entry.action, **names), judgement=judgement, refused=entry)
 
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:

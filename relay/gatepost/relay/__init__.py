@@ -11,7 +11,7 @@ from gatepost.relay.organization import AcceptedDomain, Connector, DomainType, N
 from gatepost.relay.patterns import Patterns
 from gatepost.relay.rules import Accepted, Client, Rules
 from gatepost.relay.verdict import Condition, Mail, Reason, Result, RuleSet, Step, Verdict
-from gatepost.relay.words import Explanation, decision, explain
+from gatepost.relay.words import Explanation, decision, enumeration, explain
 
 __all__ = [
     "Accepted",
@@ -34,6 +34,7 @@ __all__ = [
     "attribute",
     "decision",
     "domain_of",
+    "enumeration",
     "explain",
     "normalize_domain",
 ]

@@ -136,7 +136,7 @@ def _condition_failed(verdict: Verdict, client: Client, mail: Mail, rule_set: Ru
     if verdict.reason is Reason.CONNECTOR_FOR_OTHER_DOMAINS and connector and verdict.accepted_domain:
         return (
             f'Condition 2 failed: connector "{connector.name}" of {owner} matches the client, but is limited '
-            f"to {_list(connector.associated_accepted_domains)}; "
+            f"to {enumeration(connector.associated_accepted_domains)}; "
             f"{verdict.accepted_domain.domain} is not among them."
         )
     if verdict.reason is Reason.NO_CONNECTOR:
@@ -151,7 +151,7 @@ def _condition_failed(verdict: Verdict, client: Client, mail: Mail, rule_set: Ru
     if any(nameless(name) is not None for name in client.certificate_names):
         first += f"gatepost does not know the names in {_nameless(client)}."
     elif client.certificate_names:
-        first += f"no name of the certificate ({_list(client.certificate_names)}) is in an accepted domain."
+        first += f"no name of the certificate ({enumeration(client.certificate_names)}) is in an accepted domain."
     else:
         first += "the client presented no trusted certificate."
     if not client.enabled:
@@ -264,14 +264,14 @@ def _connectors(organization: Organization) -> str:
     enabled = [connector for connector in organization.connectors if connector.enabled]
     if not enabled:
         return "it has none"
-    return f"compared with {_list([_covers(connector) for connector in enabled])}"
+    return f"compared with {enumeration([_covers(connector) for connector in enabled])}"
 
 
 def _covers(connector: Connector) -> str:
     covered = [str(network) for network in connector.sender_ip_addresses]
     if connector.tls_sender_certificate_name:
         covered.append(connector.tls_sender_certificate_name)
-    return f'"{connector.name}": {_list(covered)}'
+    return f'"{connector.name}": {enumeration(covered)}'
 
 
 def _disabled(step: Step, _: Client) -> str:
@@ -283,7 +283,7 @@ def _disabled(step: Step, _: Client) -> str:
 def _limited(step: Step, _: Client) -> str:
     connector = step.connector.name if step.connector else ""
     associated = step.connector.associated_accepted_domains if step.connector else ()
-    start = f'Connector "{connector}" is limited to {_list(associated)} (associated_accepted_domains)'
+    start = f'Connector "{connector}" is limited to {enumeration(associated)} (associated_accepted_domains)'
     if step.held:
         return f"{start}, and {step.looked_at} is among them: condition 2 holds."
     return f"{start}, and {step.looked_at} is not among them: condition 2 fails."
@@ -311,7 +311,7 @@ def _client(client: Client) -> str:
         return f"{address} (no trusted certificate)"
     if any(nameless(name) is not None for name in client.certificate_names):
         return f"{address} (its certificate's names are not known)"
-    return f"{address} or certificate {_list(client.certificate_names)}"
+    return f"{address} or certificate {enumeration(client.certificate_names)}"
 
 
 def _nameless(client: Client) -> str:
@@ -319,6 +319,7 @@ def _nameless(client: Client) -> str:
     return f"the client's certificate ({fingerprint})" if fingerprint else "the client's certificate"
 
 
-def _list(items: Sequence[str]) -> str:
+def enumeration(items: Sequence[str]) -> str:
+    """Return the first of *items*, and how many more there are."""
     shown = ", ".join(items[:MANY])
     return shown if len(items) <= MANY else f"{shown} and {len(items) - MANY} more"

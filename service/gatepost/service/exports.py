@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from gatepost.relay import AcceptedDomain, Connector
+from gatepost.relay import AcceptedDomain, Connector, enumeration
 from gatepost.relay.exchange_export import Export, Exported, ExportError, read, together
 from gatepost.service.regular import read_regular
 from gatepost.service.tables import Table
-
-_NAMED = 5
-"""So many records are named in one line, the others counted."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,8 @@ def taken(export: ExchangeExport) -> Iterator[str]:
     for record in export.records:
         counts[record.file][record.is_connector] += record.item is not None
     for file, (domains, connectors) in counts.items():
-        found = [_count(domains, "accepted domain")] if domains else []
-        found += [_count(connectors, "connector")] if connectors else []
+        found = [counted(domains, "accepted domain")] if domains else []
+        found += [counted(connectors, "connector")] if connectors else []
         yield f"{file}: taken: {' and '.join(found) or 'nothing'}"
 
 
@@ -112,11 +109,5 @@ def files_of(records: Iterable[Exported]) -> Mapping[tuple[bool, str], str]:
     return {(record.is_connector, record.name): record.file for record in records if record.item}
 
 
-def enumeration(names: Sequence[str]) -> str:
-    """Return the first of *names*, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"

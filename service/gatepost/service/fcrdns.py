@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import dns.exception
 import dns.name
 import dns.resolver
 import dns.reversename
 
+from gatepost.relay.index import Address, parse_address
 from gatepost.service.client_names import NAME_OCTETS, UNKNOWN, Name, tidy
 from gatepost.service.ledger import CONFIRMED, NO_NAME, UNCONFIRMED
 from gatepost.service.resolver import resolver
@@ -113,15 +114,9 @@ class Fcrdns:
         return list(answer.rrset or ())
 
 
-Address = Union[IPv4Address, IPv6Address]
-
-
 def _address(ip: str) -> Optional[Address]:
     """Return the address to ask for; None for none, and for those that mean this host or link."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
+    address = parse_address(ip)
+    if address is None or address.is_loopback or address.is_link_local or address.is_unspecified:
         return None
-    if address.version == 6 and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return None if address.is_loopback or address.is_link_local or address.is_unspecified else address
+    return address

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional, Union
 
@@ -70,6 +70,11 @@ class Snapshot:
     def enforces(self, organization: Optional[Organization]) -> bool:
         """Tell whether a refusal or a rewrite takes effect for *organization* (None: nobody's mail)."""
         return organization.name in self.enforcing if organization else self.enforces_for_none
+
+    def with_all_enforcing(self) -> Snapshot:
+        """Return the snapshot as it is with everybody's mode enforce."""
+        names = frozenset(self.config.organizations)
+        return replace(self, enforcing=names, enforces_for_none=bool(names))
 
     @property
     def enforces_at_all(self) -> bool:

@@ -12,9 +12,9 @@ from typing import Optional
 
 import click
 
-from gatepost.admin.configuration import complain, problems_reported
+from gatepost.admin.configuration import complain, load_usable_part, problems_reported
 from gatepost.service import log
-from gatepost.service.config import Config, load, parse, read
+from gatepost.service.config import Config
 from gatepost.service.snapshot import bypass_file
 from gatepost.service.srs_config import ReverseBy
 from gatepost.service.tables import ConfigError
@@ -44,22 +44,15 @@ def run(path: Path, action: str) -> int:
 
 
 def _config(path: Path) -> Config:
-    """Return the configuration, one with errors too as long as it names its state folder.
-
-    The switch is for emergencies, and running daemons keep the configuration from before the error.
-    """
+    """Return the configuration, one with errors too: the switch is for emergencies."""
     try:
-        return load(path)
+        config, wrong = load_usable_part(path)
     except ConfigError as error:
-        try:
-            raw = read(path)
-        except ConfigError:
-            hint = "bypass: no way to tell the state folder; creating a file named bypass in it does the same by hand"
-            raise ConfigError([*error.problems, hint]) from None
-        config = parse({key: raw[key] for key in ("state_directory",) if key in raw}, path)
-        for problem in error.problems:
-            complain(f"warning: {problem}")
-        return config
+        hint = "bypass: no way to tell the state folder; creating a file named bypass in it does the same by hand"
+        raise ConfigError([*error.problems, hint]) from None
+    for problem in wrong:
+        complain(f"warning: {problem}")
+    return config
 
 
 def _status(config: Config, file: Path) -> int:

@@ -14,6 +14,7 @@ from gatepost.admin.command_daemons import milter, policyd, run
 from gatepost.admin.command_import import import_group
 from gatepost.admin.command_report import ledger, report
 from gatepost.admin.command_srs import srs
+from gatepost.admin.command_status import status
 from gatepost.admin.options import as_path
 from gatepost.service.paths import DEFAULT_PATH
 from gatepost.service.version import __version__
@@ -40,6 +41,7 @@ configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
     "-c",
     "--config",
     metavar="FILE",
+    type=click.Path(),
     default=DEFAULT_PATH,
     envvar="GATEPOST_CONFIG",
     show_default=True,
@@ -105,5 +107,6 @@ for subcommand in (
     import_group,
     report,
     ledger,
+    status,
 ):
     main.add_command(subcommand)

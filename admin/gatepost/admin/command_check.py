@@ -31,16 +31,20 @@ Exit status 0 if every recipient would be let through, 1 if the rules refuse
 one, whether or not the mode is enforce; 64 wrong usage, 65 a batch has lines
 that are no question, 78 wrong configuration."""
 )
-@click.argument("message", metavar="[MESSAGE]", required=False)
+@click.argument("message", metavar="[MESSAGE]", type=click.Path(), required=False)
 @click.option("--ip", metavar="ADDRESS", help="The client's IP address.")
 @click.option("--helo", metavar="NAME", help="The client's HELO name. Information only, it never counts.")
 @click.option("--certificate", metavar="NAME", multiple=True, help="A name of its trusted certificate. Repeatable.")
-@click.option("--certificate-file", metavar="FILE", multiple=True, help="Its certificate, as PEM. Repeatable.")
+@click.option(
+    "--certificate-file", metavar="FILE", type=click.Path(), multiple=True, help="Its certificate, as PEM. Repeatable."
+)
 @click.option("--authenticated", is_flag=True, help="The client has authenticated (SASL).")
 @click.option("--mail-from", metavar="ADDRESS", help="Envelope sender, P1; '<>' is the null sender.")
 @click.option("--header-from", metavar="ADDRESS", help="The From header, P2.")
 @click.option("--rcpt", metavar="ADDRESS", multiple=True, help="A recipient. Repeatable.")
-@click.option("--batch", metavar="FILE", help="Many questions, as CSV or JSON lines; - is standard input.")
+@click.option(
+    "--batch", metavar="FILE", type=click.Path(), help="Many questions, as CSV or JSON lines; - is standard input."
+)
 @click.option(
     "--requirements", type=click.Choice(["2023-11-01", "legacy"]), help="Try this rule set, not the configured one."
 )
@@ -124,7 +128,7 @@ Examples:
 
 Exit status 65 if there is no line of Postfix or Sendmail, 66 if a file cannot be read."""
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", type=click.Path(), nargs=-1, required=True)
 @click.option("--organization", metavar="NAME", default="", help="Only what is attributed to this one.")
 @click.option(
     "--top", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="How long the tables may get."

@@ -28,6 +28,7 @@ Examples:
     "--from",
     "sources",
     metavar="FILE",
+    type=click.Path(),
     multiple=True,
     help="postsrsd's configuration. Default: /etc/postsrsd.conf, else /etc/default/postsrsd.",
 )
@@ -57,7 +58,7 @@ Examples:
 Exit status 65 for a file that is no such export, 66 for one that can't be
 read, 78 where the configuration could not be used with them."""
 )
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", type=click.Path(), nargs=-1, required=True)
 @click.option("--organization", metavar="NAME", help="Whose exports they are. Default: who has one of the domains.")
 @click.option("--toml", "as_toml", is_flag=True, help="Print the organization written out, all else to standard error.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for a program.")

@@ -130,7 +130,12 @@ Examples:
 )
 @_job
 @click.option("--format", "form", required=True, type=click.Choice(["csv", "json", "html"]), help="How to write it.")
-@click.option("--output", metavar="FILE", help="A new file, readable by its owner only. Default: standard output.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(),
+    help="A new file, readable by its owner only. Default: standard output.",
+)
 @click.option("--force", is_flag=True, help="Overwrite the file.")
 @click.pass_obj
 def report_export(config: str, job: str, form: str, output: Optional[str], force: bool) -> None:

@@ -19,7 +19,7 @@ import click
 
 from gatepost.relay import RuleSet
 from gatepost.service import certificates
-from gatepost.service.config import Config, load
+from gatepost.service.config import Config, load, parse, read
 from gatepost.service.secret import read_keys
 from gatepost.service.snapshot import Snapshot, build
 from gatepost.service.store import Store
@@ -80,6 +80,19 @@ def snapshot_with_placeholder(path: Path, now: Optional[float] = None) -> tuple[
         if not secret_missing(error):
             raise
     return build(config, Keys([b"placeholder"]), at, clients), file
+
+
+def load_usable_part(path: Path) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration in *path*, and what is wrong with it: then it has the state folder alone.
+
+    Running daemons keep the configuration from before the error. Raises ConfigError for a file that is no TOML.
+    """
+    try:
+        return load(path), ()
+    except ConfigError as error:
+        raw = read(path)
+        kept = {key: raw[key] for key in ("state_directory",) if key in raw}
+        return parse(kept, path), tuple(error.problems)
 
 
 def become_owner(config: Config) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gatepost.service import exporter, log
+from gatepost.service import exporter, last_errors, log
 from gatepost.service.config import Config
 from gatepost.service.fields import Listen
 from gatepost.service.listeners import refusal
@@ -57,6 +57,7 @@ def run(path: Path, names: Sequence[str]) -> int:
         for problem in error.problems:
             log.error(problem)
         return os.EX_CONFIG
+    log.keep_errors(last_errors_file(snapshot.config))
     if os.geteuid() == 0:
         log.warning("running as root: its files will be root's; start it as the user gatepost")
     if not snapshot.config.organizations:
@@ -72,6 +73,11 @@ def run(path: Path, names: Sequence[str]) -> int:
         log.error(str(error))
         return os.EX_OSERR
     return os.EX_OK
+
+
+def last_errors_file(config: Config) -> Path:
+    """Return the file with the last errors of the daemons that share a state folder."""
+    return config.state_directory / last_errors.FILE
 
 
 def sockets(config: Config, names: Sequence[str]) -> list[Listen]:

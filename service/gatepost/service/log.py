@@ -11,17 +11,28 @@ import contextlib
 import os
 import time
 import traceback
+from pathlib import Path
+from typing import Optional
+
+from gatepost.service import last_errors
 
 _CONTROL = dict.fromkeys((*range(32), 127, *range(128, 160)), "?")
 _HELO_LENGTH = 255
 _journal = "JOURNAL_STREAM" in os.environ
 _program = "gatepost"
+_errors: Optional[Path] = None
 
 
 def name_process(name: str) -> None:
     """Set the name that this process's lines begin with, as in `gatepost/milter`."""
     global _program
     _program = f"gatepost/{name}"
+
+
+def keep_errors(file: Path) -> None:
+    """Keep errors in *file*, too, where `gatepost status` finds the last ones."""
+    global _errors
+    _errors = file
 
 
 def info(text: str) -> None:
@@ -34,14 +45,16 @@ def warning(text: str) -> None:
 
 def error(text: str) -> None:
     _write(3, f"error: {text}")
+    _keep(text)
 
 
 def fault(text: str, raised: BaseException) -> None:
     """Log a fault of gatepost's own, with the traceback, one line of it a line."""
-    error(text)
+    _write(3, f"error: {text}")
     for chunk in traceback.format_exception(type(raised), raised, raised.__traceback__):
         for line in chunk.splitlines():
-            error(line)
+            _write(3, f"error: {line}")
+    _keep(f"{text} ({type(raised).__name__}: {raised})")
 
 
 def address(text: str) -> str:
@@ -52,6 +65,11 @@ def address(text: str) -> str:
 def helo(name: str) -> str:
     """Return a HELO name as it stands in a line, as far as a host's name can be long."""
     return address(name[:_HELO_LENGTH])
+
+
+def _keep(text: str) -> None:
+    if _errors:
+        last_errors.keep(_errors, f"{_program.rpartition('/')[2]}: {text.translate(_CONTROL)}", time.time())
 
 
 def _write(level: int, text: str) -> None:

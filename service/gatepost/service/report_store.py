@@ -123,6 +123,17 @@ def refusals_begin(database: Database, share: int) -> Optional[float]:
     return oldest if count >= share else None
 
 
+def actions(database: Database, since: float, host: str) -> tuple[dict[str, int], int]:
+    """Return how many recipients *host* recorded from *since* (Unix seconds) on, by action, and how many rules refuse.
+
+    Those are refused by the rules in force, whatever was done about them.
+    """
+    refused = sa.func.sum(sa.case((CONDITIONS["Refused"], 1), else_=0))
+    counted = sa.select(ledger.c.action, sa.func.count(), refused).group_by(ledger.c.action)
+    rows = fetch(database, counted.where(ledger.c.time >= since, ledger.c.host == host))
+    return {row[0]: row[1] for row in rows if row[0]}, sum(row[2] for row in rows)
+
+
 def begin(database: Database, stored: Stored) -> None:
     """Write a report that begins."""
     insert = database.insert(jobs).values(stored._asdict())

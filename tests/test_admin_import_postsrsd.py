@@ -14,6 +14,7 @@ from typing import Optional
 import pytest
 
 from gatepost.admin import import_postsrsd, postsrsd_settings
+from gatepost.admin.config_commands import starting_text
 from gatepost.admin.sandbox import temporary_root
 from gatepost.service.config import Config, load
 from gatepost.service.organizations import Mode
@@ -122,8 +123,8 @@ def test_main_cf_of_1_x_stays(host: Host) -> None:
     assert host.out.splitlines()[-4:] == [
         "main.cf stays as it is: gatepost answers where postsrsd did. Mail waits while neither of them runs:",
         "    systemctl disable --now postsrsd",
-        "    runuser -u gatepost -- gatepost policyd",
-        "The last one stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement.",
+        "    systemctl restart gatepost-policyd",
+        "Without systemd: runuser -u gatepost -- gatepost policyd, which stays in the foreground.",
     ]
 
 
@@ -272,8 +273,8 @@ def test_main_cf_lines_for_a_unix_socket_are_printed(host: Host) -> None:
     host.moved(DEBIAN_2)
     assert host.out.splitlines()[-9:] == [
         "Start gatepost beside postsrsd; it listens on unix:/var/spool/postfix/gatepost/policyd.sock:",
-        "    runuser -u gatepost -- gatepost policyd",
-        "That stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement.",
+        "    systemctl restart gatepost-policyd",
+        "Without systemd: runuser -u gatepost -- gatepost policyd, which stays in the foreground.",
         "Then these lines of main.cf, and `postfix reload`:",
         "    sender_canonical_maps = socketmap:unix:gatepost/policyd.sock:forward",
         "    sender_canonical_classes = envelope_sender",
@@ -490,6 +491,26 @@ def test_configuration_that_is_there_is_not_overwritten(host: Host) -> None:
     )
     assert host.configuration.read_text() == "mine"
     assert not list(host.state.iterdir())
+
+
+def test_configuration_as_the_package_brings_it_is_replaced_with_its_mode(host: Host) -> None:
+    host.configuration.write_text(starting_text())
+    host.configuration.chmod(0o640)
+    config = host.moved(DEBIAN_1)
+    assert domains(config) == [("contoso.com", True)]
+    assert stat.S_IMODE(host.configuration.stat().st_mode) == 0o640
+
+
+def test_secret_made_by_the_installation_goes_behind_those_of_postsrsd(host: Host) -> None:
+    host.configuration.write_text(starting_text())
+    copy = host.state / "srs.secret"
+    copy.touch(0o640)
+    copy.write_bytes(b"made on install\n")
+    host.secret.write_bytes(b"tops3cret\nolder")
+    host.moved(DEBIAN_1)
+    assert copy.read_bytes() == b"tops3cret\nolder\nmade on install\n"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o640
+    assert host.out.startswith(f"Wrote {host.configuration}, and {copy} with the secrets of {host.secret}.\n")
 
 
 def test_other_secret_that_is_there_is_not_overwritten(host: Host) -> None:

@@ -48,7 +48,7 @@ _CLOSED = 20
 
 def init(path: Optional[Path]) -> None:
     """Write the configuration to start from to *path*, or print it."""
-    text = Path(__file__).with_name("starting.toml").read_text(encoding="utf-8")
+    text = starting_text()
     if path is None:
         click.echo(text, nl=False)
         return
@@ -63,6 +63,11 @@ def init(path: Optional[Path]) -> None:
         complain(f"{path}: cannot be written: {error.strerror}")
         sys.exit(os.EX_NOPERM if isinstance(error, PermissionError) else os.EX_CANTCREAT)
     click.echo(f"Wrote {path}. Put your own organization into it, then run: gatepost -c {path} config check")
+
+
+def starting_text() -> str:
+    """Return the configuration to start from, which packages install, too."""
+    return Path(__file__).with_name("starting.toml").read_text(encoding="utf-8")
 
 
 def check(path: Path) -> None:

@@ -7,12 +7,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
 import click
 
+from gatepost.admin.config_commands import starting_text
 from gatepost.admin.configuration import complain
 from gatepost.admin.postsrsd_settings import (
     Given,
@@ -25,15 +26,17 @@ from gatepost.admin.postsrsd_settings import (
 )
 from gatepost.service.config import PolicydConfig, parse
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
-from gatepost.service.secret import read_secret
+from gatepost.service.secret import read_secret, replace_file, write_secret
 from gatepost.service.tables import ConfigError
+from gatepost.srs import Key
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-_START = "runuser -u gatepost -- gatepost policyd"
+_START = "systemctl restart gatepost-policyd"
+_NO_SYSTEMD = "Without systemd: runuser -u gatepost -- gatepost policyd, which stays in the foreground."
 
 
 def run(
@@ -137,32 +140,58 @@ def _own_socket() -> str:
 
 
 def _write(output: Path, text: str, secret_file: Path, source: Path, secrets: Sequence[bytes]) -> bool:
-    """Write both files, neither over one that is there; tell whether *secret_file* had the secrets before.
+    """Write both files; tell whether *secret_file* had the secrets before. What somebody has written stays.
 
     source: postsrsd's file of them. Raises MoveError.
     """
-    if os.path.lexists(output):
+    untouched = _as_packaged(output)
+    if os.path.lexists(output) and not untouched:
         raise MoveError(
             os.EX_CANTCREAT,
             f"{output}: exists, and is never overwritten; move it away and run this again, or merge by hand what"
             " --stdout prints",
         )
-    kept = os.path.exists(secret_file)
-    if not kept:
+    kept = False
+    there = read_secret(secret_file) if os.path.exists(secret_file) else []
+    if not there:
         _write_secret(secret_file, b"".join(secret + b"\n" for secret in secrets))
-    elif not set(secrets) <= {key.secret for key in read_secret(secret_file)}:
+    elif set(secrets) <= {key.secret for key in there}:
+        kept = True
+    elif untouched:  # then it is of the installation, and no address was made with it
+        _replace(secret_file, lambda: write_secret(secret_file, [*map(Key, secrets), *there]))
+    else:
         raise MoveError(
             os.EX_CANTCREAT,
             f"{secret_file}: exists with other secrets, and is never overwritten. Append postsrsd's and run this again:"
             f" {_append(source, secret_file)}; or move it away if no address was made with it",
         )
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise _cannot_write(output, error) from error
+    _replace(output, lambda: _write_text(output, text, untouched=untouched))
     return kept
+
+
+def _as_packaged(path: Path) -> bool:
+    """Tell whether *path* is the configuration to start from, unchanged: with no organization, nothing is rewritten."""
+    try:
+        return path.read_text(encoding="utf-8") == starting_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _replace(path: Path, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _write_text(path: Path, text: str, *, untouched: bool) -> None:
+    """Make the configuration, or replace the *untouched* one at once, with its owner and mode."""
+    if not untouched:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        return
+    replace_file(path, text.encode())
 
 
 def _append(source: Path, secret_file: Path) -> str:
@@ -213,7 +242,7 @@ def _next(settings: Settings, output: Optional[Path], secret_file: Path, *, kept
     yield "main.cf stays as it is: gatepost answers where postsrsd did. Mail waits while neither of them runs:"
     yield "    systemctl disable --now postsrsd"
     yield f"    {_START}"
-    yield "The last one stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement."
+    yield _NO_SYSTEMD
 
 
 def _new_maps(settings: Settings) -> Iterator[str]:
@@ -223,7 +252,7 @@ def _new_maps(settings: Settings) -> Iterator[str]:
         reverse = f"socketmap:{settings.theirs}:reverse, {reverse}"
     yield f"Start gatepost beside postsrsd; it listens on {_own_socket()}:"
     yield f"    {_START}"
-    yield "That stays in the foreground; a unit for systemd is in examples/postfix/postsrsd-replacement."
+    yield _NO_SYSTEMD
     yield "Then these lines of main.cf, and `postfix reload`:"
     yield f"    sender_canonical_maps = {ours}:forward"
     yield "    sender_canonical_classes = envelope_sender"

@@ -70,20 +70,20 @@ def _day(text: bytes) -> int:
     return (date.fromisoformat(text.decode()) - _EPOCH).days
 
 
-def ensure_secret(path: Path) -> bool:
-    """Make an SRS secret in *path* (0600) unless there is one; return whether it was made. Raises ConfigError."""
+def ensure_secret(path: Path, mode: int = 0o600) -> bool:
+    """Make an SRS secret in *path* unless there is one; return whether it was made. Raises ConfigError."""
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         if path.exists():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_new(draft, new_secret() + b"\n", 0o600)
+        _write_new(draft, new_secret() + b"\n", mode)
         try:
             os.link(draft, path)  # unlike rename(2), fails where another daemon was first
+        except FileExistsError:
+            return False
         finally:
             os.unlink(draft)
-    except FileExistsError:
-        return False
     except OSError as error:
         raise ConfigError([f"{path}: the SRS secret cannot be made: {error.strerror}"]) from error
     return True
@@ -119,10 +119,15 @@ def write_secret(path: Path, keys: Sequence[Key]) -> None:
         if key.signs_from:
             lines.append(f"# signs from {iso_day(key.signs_from)}\n".encode())
         lines.append(key.secret + b"\n")
+    replace_file(path, b"".join(lines))
+
+
+def replace_file(path: Path, octets: bytes) -> None:
+    """Replace the file at once by one with *octets*, same owner and mode. Raises OSError; the old one then stays."""
     before = path.stat()
     draft = path.with_name(f"{path.name}.{os.getpid()}")
     try:
-        _write_new(draft, b"".join(lines), stat.S_IMODE(before.st_mode), (before.st_uid, before.st_gid))
+        _write_new(draft, octets, stat.S_IMODE(before.st_mode), (before.st_uid, before.st_gid))
         os.rename(draft, path)
     except OSError:
         with contextlib.suppress(FileNotFoundError):

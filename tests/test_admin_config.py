@@ -17,7 +17,7 @@ from gatepost.admin.command import main
 from gatepost.admin.configuration import resign_ownership
 from gatepost.service.config import Config, load
 from gatepost.service.exports import ExchangeExport
-from gatepost.service.organizations import Mode
+from gatepost.service.organizations import Mode, OrganizationConfig
 
 SMALL = """
 state_directory = "{state}"
@@ -90,8 +90,20 @@ def test_the_configuration_to_start_from_is_valid_and_refuses_nothing(tmp_path: 
     )
     assert result.exit_code == 0
     loaded = load(file)
-    assert {settings.mode for settings in loaded.settings.values()} == {Mode.MONITOR}
+    assert loaded.organizations == {}  # whoever installs it makes nobody's domain an accepted one
+    assert loaded.relay.mode is Mode.MONITOR
     assert loaded.warnings == ()
+
+
+def test_the_smallest_organization_there_is_valid_once_its_lines_are_no_comments(tmp_path: Path) -> None:
+    before, _, rest = config(tmp_path / "unused.toml", "init", "--stdout").output.partition("# The smallest one")
+    example, _, after = rest.partition("# All that")
+    file = tmp_path / "gatepost.toml"
+    declared = re.sub(r"^#(?=[a-z\[])", "", f"# The smallest one{example}", flags=re.MULTILINE)
+    file.write_text(f"{before}{declared}# {after}")
+    loaded = load(file)
+    assert {settings.mode for settings in loaded.settings.values()} == {Mode.MONITOR}
+    assert [connector.name for connector in loaded.organizations["contoso"].connectors] == ["head office"]
 
 
 def test_the_lines_commented_out_there_are_the_defaults(tmp_path: Path) -> None:
@@ -102,15 +114,19 @@ def test_the_lines_commented_out_there_are_the_defaults(tmp_path: Path) -> None:
     for name in ("contoso-accepted-domains.json", "contoso-inbound-connectors.json"):
         (tmp_path / name).write_text("[]")
     plain.write_text(text)
-    whole.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE))
+    smallest = re.search(r"# The smallest one.*?(?=# All that)", text, flags=re.DOTALL)
+    assert smallest
+    whole.write_text(re.sub(r"^#(?=[a-z_]+ = |\[)", "", text.replace(smallest[0], ""), flags=re.MULTILINE))
     contoso = replace(load(whole).settings["contoso"], enforce_from=None, srs_domain=None, srs_domains={})
-    contoso = replace(contoso, exchange_export=ExchangeExport())
+    assert replace(contoso, exchange_export=ExchangeExport()) == OrganizationConfig(
+        mode=Mode.MONITOR, notify_addresses=contoso.notify_addresses
+    )
     assert load(whole).egress is not None
     srs = replace(load(whole).srs, exclude_file=None, include_file=None)
     relay = replace(load(whole).relay, enforce_from=None)
     assert load(whole).upstream is not None
-    bare = replace(load(whole), path=plain, egress=None, upstream=None)
-    assert replace(bare, settings={"contoso": contoso}, srs=srs, relay=relay) == load(plain)
+    bare = replace(load(whole), path=plain, egress=None, upstream=None, organizations={}, settings={})
+    assert replace(bare, srs=srs, relay=relay) == load(plain)
 
 
 def test_an_existing_file_is_never_overwritten(file: Path) -> None:

@@ -72,7 +72,8 @@ unpack() {
         done
     )
     # The shared libraries, without version bounds and alternatives; netbase has /etc/services.
-    need netbase $(tr ',' '\n' <"$work/depends" | sed -n 's/^ *\(lib[^ |:]*\).*/\1/p' | sort -u)
+    # Not what a page in a browser needs.
+    need netbase $(tr ',' '\n' <"$work/depends" | sed -n '/^ *libjs-/d; s/^ *\(lib[^ |:]*\).*/\1/p' | sort -u)
     # Another run may have been faster.
     [ -d "$folder" ] || mv -T "$work/tree" "$folder" || [ -d "$folder" ]
     touch "$folder"

@@ -40,12 +40,12 @@ while (<STDIN>) {
 """
 
 
-def tree() -> Path:
+def tree(name: str = "peers") -> Path:
     """Return the folder of the unpacked programs. Raises FileNotFoundError if there is none."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gatepost"
-    folders = sorted(cache.glob("peers-*"), key=lambda folder: folder.stat().st_mtime)
+    folders = sorted(cache.glob(f"{name}-*"), key=lambda folder: folder.stat().st_mtime)
     if not folders:
-        raise FileNotFoundError(f"no {cache}/peers-*: run packaging/fetch-peers")
+        raise FileNotFoundError(f"no {cache}/{name}-*: run packaging/fetch-peers")
     return folders[-1]
 
 

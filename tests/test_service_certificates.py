@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from cryptography import x509
@@ -21,8 +22,9 @@ from cryptography.x509.oid import NameOID
 from daemonprocess import ROOTS
 
 from gatepost.admin.authority import Authority, Credentials
+from gatepost.relay import AcceptedDomain, Connector, Organization, Rules
 from gatepost.relay.names import certificate_domain
-from gatepost.service.certificates import Certificates, Shown, read, stamp
+from gatepost.service.certificates import Certificates, Shown, first_end_by_organization, read, read_file, stamp
 from gatepost.service.presented import Presented, client, matter, server
 from gatepost.service.tables import ConfigError
 
@@ -50,17 +52,18 @@ def certificate(
     subject: Sequence[x509.NameAttribute],
     alternative: Sequence[x509.GeneralName] = (),
     issuer: Sequence[x509.NameAttribute] = (),
+    not_valid_after: Optional[datetime] = None,
 ) -> bytes:
-    """Return the PEM of a certificate with any names; no basic constraints."""
-    now = datetime.now(timezone.utc)
+    """Return the PEM of a certificate with any names, by default for a day; no basic constraints."""
+    end = not_valid_after or datetime.now(timezone.utc) + timedelta(days=1)
     builder = (
         x509.CertificateBuilder()
         .subject_name(x509.Name(subject))
         .issuer_name(x509.Name(issuer or [x509.NameAttribute(NameOID.COMMON_NAME, "Contoso CA")]))
         .public_key(KEY.public_key())
         .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + timedelta(days=1))
+        .not_valid_before(end - timedelta(days=90))
+        .not_valid_after(end)
     )
     if alternative:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternative), critical=False)
@@ -128,6 +131,56 @@ def test_der_is_read_too(folder: Path, authority: Authority) -> None:
 def test_files_of_other_names_do_not_count(folder: Path, authority: Authority, name: str) -> None:
     shutil.copy(authority.issue("crm.contoso.com").certificate, folder / name)
     assert (len(read(folder)), read(folder).warnings) == (0, ())
+
+
+# Until when
+
+
+RULES = Rules(
+    [
+        Organization("contoso", (AcceptedDomain("contoso.com"),)),
+        Organization(
+            "fabrikam",
+            (AcceptedDomain("fabrikam.com"),),
+            (Connector("all", tls_sender_certificate_name="*.example.net"),),
+        ),
+    ]
+)
+DAY = 20_000  # 2024-10-04
+
+
+def put(folder: Path, name: str, *, days: int, file: str = "") -> None:
+    """Write a certificate that ends so many days after DAY."""
+    end = datetime.fromtimestamp((DAY + days) * 86400, timezone.utc)
+    (folder / f"{file or name}.pem").write_bytes(certificate(cn(name), not_valid_after=end))
+
+
+def ends(folder: Path) -> dict[str, int]:
+    """Return by organization how many days after DAY its first certificate ends."""
+    return {name: at // 86400 - DAY for name, at in first_end_by_organization(read(folder), RULES).items()}
+
+
+def test_not_valid_after_is_in_unix_seconds(folder: Path) -> None:
+    put(folder, "crm.contoso.com", days=10)
+    assert [item.not_valid_after for item in read_file(folder / "crm.contoso.com.pem")[0]] == [(DAY + 10) * 86400]
+
+
+def test_the_first_certificate_to_end_counts_for_the_organization_that_accepts_or_connects_it(folder: Path) -> None:
+    put(folder, "crm.contoso.com", days=30)
+    put(folder, "mail.contoso.com", days=20)
+    put(folder, "mx.example.net", days=10)
+    assert ends(folder) == {"contoso": 20, "fabrikam": 10}
+
+
+def test_a_certificate_that_a_newer_one_of_the_same_names_replaces_does_not_count(folder: Path) -> None:
+    put(folder, "crm.contoso.com", days=-5, file="old")
+    put(folder, "crm.contoso.com", days=85, file="new")
+    assert ends(folder) == {"contoso": 85}
+
+
+def test_a_certificate_of_nobody_does_not_count(folder: Path) -> None:
+    put(folder, "www.example.org", days=1)
+    assert ends(folder) == {}
 
 
 # Odd names

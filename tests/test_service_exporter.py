@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import http.client
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gatepost.service import metrics
-from gatepost.service.exporter import CONNECTIONS, Server, application, collect, problems
+from gatepost.service.exporter import CONNECTIONS, Server, application, collect, notes, problems
 from gatepost.service.series import Series, attached
 
 
@@ -136,6 +137,42 @@ def test_metrics_shows_bypass(running: Running, tmp_path: Path, on: bool, shown:
         (tmp_path / "bypass").touch()
     _, body = running.ask("/metrics")
     assert _samples(parse_text(body.decode()))["gatepost_bypass", ()] == shown
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_metrics_shows_whether_all_is_well(running: Running, workers: list[Series]) -> None:
+    def healthy() -> float:
+        return _samples(parse_text(running.ask("/metrics")[1].decode()))["gatepost_healthy", ()]
+
+    assert healthy() == 1.0
+    workers[0].ready = False
+    assert healthy() == 0.0
+
+
+def test_a_gauge_that_is_no_number_is_not_shown(running: Running, supervisor: Series) -> None:
+    supervisor.set(metrics.CERTIFICATE_END, ("run", "contoso"), 1e9)
+    supervisor.set(metrics.CERTIFICATE_END, ("run", "fabrikam"), 2e9)
+    supervisor.set(metrics.CERTIFICATE_END, ("run", "contoso"), float("nan"))
+    _, body = running.ask("/metrics?name[]=gatepost_certificate_not_after_timestamp_seconds")
+    labels = (("daemon", "run"), ("organization", "fabrikam"))
+    assert _samples(parse_text(body.decode())) == {("gatepost_certificate_not_after_timestamp_seconds", labels): 2e9}
+
+
+@pytest.mark.usefixtures("supervisor", "workers")
+def test_healthz_mentions_a_store_that_is_behind_and_stays_200(running: Running, tmp_path: Path) -> None:
+    loader = Series.create(tmp_path / "ledger-1.series")
+    loader.set(metrics.LEDGER_LOADED, ("ledger",), time.time() - 400.0)
+    loader.set(metrics.LEDGER_BACKLOG, ("ledger",), 4096)
+    response, body = running.ask("/healthz")
+    assert response.status == 200
+    assert re.fullmatch(r"ok\nledger: the store is 40[0-9] s behind, 4096 bytes wait\n", body.decode())
+
+
+def test_of_two_loaders_the_one_that_works_says_how_far_the_store_is(tmp_path: Path) -> None:
+    for daemon, loaded in (("ledger.milter", 1000.0), ("ledger.policyd", 2000.0)):
+        Series.create(tmp_path / f"{daemon}-1.series").set(metrics.LEDGER_LOADED, (daemon,), loaded)
+    assert notes(collect(tmp_path), 2300.0) == []
+    assert notes(collect(tmp_path), 2301.0) == ["ledger: the store is 301 s behind, 0 bytes wait"]
 
 
 @pytest.mark.usefixtures("supervisor", "workers")

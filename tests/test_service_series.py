@@ -198,7 +198,7 @@ def test_ten_thousand_organizations_with_four_outcomes_fit_into_a_file(tmp_path:
 
 def test_an_unused_overflow_series_is_not_shown(tmp_path: Path) -> None:
     Series.create(tmp_path / "milter-1.series")
-    assert collect(tmp_path).totals == {(metrics.BYPASS, ()): [0.0]}
+    assert collect(tmp_path).totals == {(metrics.BYPASS, ()): [0.0], (metrics.HEALTHY, ()): [0.0]}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from datetime import timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from gatepost.relay import Rules
 from gatepost.relay.names import NO_NAME, certificate_domain
 from gatepost.service import log
 from gatepost.service.regular import open_regular
@@ -39,12 +41,16 @@ _SEQUENCE = b"\x30"
 
 
 class Certificate(NamedTuple):
-    """One client's certificate. cn, issuer: "" where there is none; names: CN, then the domains of its SAN."""
+    """One client's certificate. cn, issuer: "" where there is none; names: CN, then the domains of its SAN.
+
+    not_valid_after: Unix seconds.
+    """
 
     cn: str
     issuer: str
     names: tuple[str, ...]
     der: bytes
+    not_valid_after: int
 
 
 class Shown(NamedTuple):
@@ -62,13 +68,19 @@ NO_CERTIFICATE = Shown()
 
 
 class Certificates:
-    """The certificates of a folder, immutable. *warnings*: what is wrong with single files."""
+    """The certificates of a folder, immutable. *warnings*: what is wrong with single files.
+
+    ends: by names, until when the last certificate with these names is valid, in Unix seconds: a renewed one may lie
+    beside that of before.
+    """
 
     def __init__(self, certificates: Iterable[Certificate] = (), found_wrong: Iterable[str] = ()) -> None:
         self.warnings = tuple(found_wrong)
         self._by_fingerprint: dict[bytes, tuple[str, ...]] = {}
         self._by_cn: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.ends: dict[tuple[str, ...], int] = {}
         for item in certificates:
+            self.ends[item.names] = max(item.not_valid_after, self.ends.get(item.names, item.not_valid_after))
             for digest in DIGESTS:
                 self._by_fingerprint[hashlib.new(digest, item.der, usedforsecurity=False).digest()] = item.names
             if item.cn:
@@ -123,6 +135,22 @@ class Certificates:
             "certificate": log.address(names[0]) if names else "unknown",
             **({"fingerprint": shown.fingerprint} if missing else {}),
         }
+
+
+def first_end_by_organization(certificates: Certificates, rules: Rules) -> dict[str, int]:
+    """Return, for each organization that the rules know by certificates, when the first of these ends, in Unix seconds.
+
+    A certificate is an organization's where it matches one of its connectors (R6), or proves its domain (R9).
+    """
+    found: dict[str, int] = {}
+    for names, end in certificates.ends.items():
+        client = rules.client(None, names)
+        whose = {name for match in client.enabled for name in match.connectors}
+        if client.candidate:
+            whose.add(client.candidate.accepted.organization.name)
+        for name in whose:
+            found[name] = min(end, found.get(name, end))
+    return found
 
 
 def read(folder: Path) -> Certificates:
@@ -242,7 +270,7 @@ def _certificate(der: bytes) -> Optional[Certificate]:
         pass
     cn = _first(loaded.subject, NameOID.COMMON_NAME)
     issuer = _first(loaded.issuer, NameOID.COMMON_NAME) or _first(loaded.issuer, NameOID.ORGANIZATION_NAME)
-    return Certificate(cn, issuer, names_in(loaded), der)
+    return Certificate(cn, issuer, names_in(loaded), der, not_valid_after(loaded))
 
 
 def names_in(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -250,6 +278,13 @@ def names_in(certificate: x509.Certificate) -> tuple[str, ...]:
     from cryptography.x509.oid import NameOID
 
     return _names(_first(certificate.subject, NameOID.COMMON_NAME), _alternative_names(certificate))
+
+
+def not_valid_after(certificate: x509.Certificate) -> int:
+    """Return until when it is valid, in Unix seconds."""
+    if hasattr(certificate, "not_valid_after_utc"):  # cryptography 42 and later
+        return int(certificate.not_valid_after_utc.timestamp())
+    return int(certificate.not_valid_after.replace(tzinfo=timezone.utc).timestamp())
 
 
 def _first(name: x509.Name, kind: x509.ObjectIdentifier) -> str:

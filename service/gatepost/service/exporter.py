@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SILENT_S = 5.0
 """A process without a heartbeat for longer than this is unhealthy."""
+BEHIND_S = 300.0
+"""The store of the ledger is behind, by so much, when /healthz mentions it."""
 CONNECTIONS = 16
 """One more, and the oldest connection is dropped."""
 CONNECTION_S = 10.0
@@ -111,6 +113,19 @@ def problems(state: State, now: float) -> list[str]:
     return found
 
 
+def notes(state: State, now: float) -> list[str]:
+    """Return one line for what is wrong and keeps no mail from flowing; *now* in Unix seconds.
+
+    A balancer must not take a host out of service for a store that is away: its mail waits in the spool.
+    """
+    loaded = state.gauge(metrics.LEDGER_LOADED).values()
+    behind_s = now - max(loaded, default=now)
+    if behind_s <= BEHIND_S:
+        return []
+    waiting_bytes = max(state.gauge(metrics.LEDGER_BACKLOG).values(), default=0.0)
+    return [f"ledger: the store is {behind_s:.0f} s behind, {waiting_bytes:.0f} bytes wait"]
+
+
 class FolderCollector(Collector):
     """The collector of prometheus_client for a folder of series files."""
 
@@ -124,8 +139,10 @@ class FolderCollector(Collector):
 
     def collect(self) -> Iterable[Family]:
         """Return all families with their samples of this moment."""
-        totals = collect(self._folder).totals
+        state = collect(self._folder)
+        totals = state.totals
         totals[metrics.BYPASS, ()] = [float(os.path.exists(self._bypass))]
+        totals[metrics.HEALTHY, ()] = [float(not problems(state, time.monotonic()))]
         series: dict[Metric, list[tuple[Labels, list[float]]]] = {metric: [] for metric in metrics.CATALOGUE}
         for (metric, labels), values in totals.items():
             series[metric].append((labels, values))
@@ -196,8 +213,9 @@ def _run(app: WSGIApplication, environ: WSGIEnvironment) -> Response:
 
 
 def _healthz(folder: Path, bypass: Path) -> Response:
-    wrong = problems(collect(folder), time.monotonic())
-    lines = wrong or ["ok"]
+    state = collect(folder)
+    wrong = problems(state, time.monotonic())
+    lines = [*(wrong or ["ok"]), *notes(state, time.time())]
     if os.path.exists(bypass):
         lines = [*lines, "bypass is on: mail passes without gatepost"]
     body = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")

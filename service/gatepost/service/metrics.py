@@ -6,6 +6,7 @@ Label values are words of a closed set or configured names, never addresses. Uni
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # Label value of the one series that takes the counts of all label sets for which a series file has no room.
@@ -39,7 +40,9 @@ class Counter(Metric):
 
 @dataclass(frozen=True, eq=False)
 class Gauge(Metric):
-    """A value that comes and goes. Only supervisors set gauges, each for its own daemons, and the ledger's loader."""
+    """A value that comes and goes; NaN: there is none. Only supervisors set gauges, each for its own daemons, and the
+    ledger's loader; those without labels are the exporter's.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +88,12 @@ SRS_KEY_SINCE = Gauge(
     "Unix time from which the key that signs SRS addresses has done so, or was put into its file.",
     ("daemon",),
 )
+CERTIFICATES = Gauge("gatepost_certificates", "Clients' certificates that are known from files.", ("daemon",))
+CERTIFICATE_END = Gauge(
+    "gatepost_certificate_not_after_timestamp_seconds",
+    "Unix time at which the first of an organization's certificates ends that no newer one of these names replaces.",
+    ("daemon", "organization"),
+)
 SRS_KEYS = Gauge("gatepost_srs_keys", "SRS keys that are known, the signing one included.", ("daemon",))
 MESSAGES = Counter(
     "gatepost_messages_total", "Messages that reached their end, by what was done.", ("daemon", "action")
@@ -120,7 +129,7 @@ RELOADS = Counter("gatepost_reloads_total", "Configuration reloads. result: load
 WORKER_RESTARTS = Counter(
     "gatepost_worker_restarts_total", "Workers replaced unasked. cause: died, silent.", ("daemon", "cause")
 )
-WORKERS = Gauge("gatepost_workers", "Worker processes that are running.", ("daemon",))
+WORKERS = Gauge("gatepost_workers", "Worker processes that are ready.", ("daemon",))
 WORKERS_WANTED = Gauge("gatepost_workers_wanted", "Worker processes that should be running.", ("daemon",))
 CONFIG_LOADED = Gauge(
     "gatepost_config_loaded_timestamp_seconds",
@@ -133,6 +142,10 @@ LAST_RELOAD_OK = Gauge(
     ("daemon",),
 )
 BYPASS = Gauge("gatepost_bypass", "1 while gatepost is switched out of the way of mail (gatepost bypass on).")
+HEALTHY = Gauge(
+    "gatepost_healthy",
+    "1 while /healthz says ok: all processes alive, all workers there, the last reload took effect.",
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     DECISIONS,
@@ -142,6 +155,8 @@ CATALOGUE: tuple[Metric, ...] = (
     SPF_DECISIONS,
     SRS_KEY_SINCE,
     SRS_KEYS,
+    CERTIFICATES,
+    CERTIFICATE_END,
     MESSAGES,
     STAGE_DURATION,
     POLICY_REQUESTS,
@@ -157,5 +172,28 @@ CATALOGUE: tuple[Metric, ...] = (
     CONFIG_LOADED,
     LAST_RELOAD_OK,
     BYPASS,
+    HEALTHY,
 )
 BY_NAME = {metric.name: metric for metric in CATALOGUE}
+
+ERROR_KINDS = {
+    "milter": ("internal", "store", "egress", "proxy-filter"),
+    "policyd": ("internal", "store", "policy", "socketmap", "loop", "connections", "protocol"),
+    "ledger": ("store", "spool"),
+}
+"""What ERRORS has for kind, by daemon."""
+
+
+def shown_at_zero(daemon: str) -> Iterator[tuple[Counter, tuple[str, ...]]]:
+    """Yield the counters of troubles that *daemon* shows from the start on.
+
+    Prometheus sees no increase in a series that comes into being with its first count.
+    """
+    kind_of_daemon = daemon.partition(".")[0]
+    for kind in ERROR_KINDS.get(kind_of_daemon, ()):
+        yield ERRORS, (kind_of_daemon, kind)
+    for cause in ("died", "silent"):
+        yield WORKER_RESTARTS, (daemon, cause)
+    if kind_of_daemon == "ledger":
+        for result in ("lost", "damaged"):
+            yield LEDGER_RECORDS, (result,)

@@ -14,6 +14,7 @@ Whoever sums attaches the retired files last and leaves out the lives that they 
 from __future__ import annotations
 
 import errno
+import math
 import mmap
 import os
 import struct
@@ -154,7 +155,7 @@ class Series:
             self._values[index + len(buckets) + 1] += value
 
     def set(self, metric: Gauge, labels: Labels, value: float) -> None:
-        """Set a gauge."""
+        """Set a gauge; NaN: it is not shown."""
         with self._lock:
             index = self._index[metric].get(labels)
             if index is None:
@@ -193,6 +194,8 @@ class Series:
                 continue
             labels = parts[: len(metric.labels)]
             if labels and labels == metric.other and not any(values):
+                continue
+            if isinstance(metric, Gauge) and math.isnan(values[0]):
                 continue
             known = totals.get((metric, labels))
             if known is None or isinstance(metric, Gauge):

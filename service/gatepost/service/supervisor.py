@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
+import math
 import os
 import resource
 import signal
@@ -115,6 +116,7 @@ class Supervisor:
         self._stamps = self._stamps_seen = _stamps(snapshot.config)
         self._look_at = 0.0
         self._folder = series_folder(snapshot.config)
+        self._certificate_ends: dict[str, int] = {}
 
     def run(self, ready: Callable[[str], None]) -> None:
         """Serve until SIGTERM or SIGINT; *ready* takes states of sd_notify(3). Raises OSError without a socket."""
@@ -144,6 +146,12 @@ class Supervisor:
         self._series = Series.create(self._folder / f"supervisor.{self._name}-0.series")
         self._series.set(metrics.CONFIG_LOADED, (self._name,), time.time())
         self._series.set(metrics.LAST_RELOAD_OK, (self._name,), 1)
+        for result in ("loaded", "kept"):
+            self._series.add(metrics.RELOADS, (self._name, result), 0.0)
+        for daemon in self._daemons:
+            for metric, labels in metrics.shown_at_zero(daemon.name):
+                self._series.add(metric, labels, 0.0)
+        self._show_certificates()
 
     def _start(self, daemon: Daemon) -> None:
         for index in range(daemon.workers(self._snapshot.config)):
@@ -288,6 +296,7 @@ class Supervisor:
             self._before = None
             self._changing = "configuration reloaded"
             self._count_reload("loaded")
+            self._show_certificates()
             export_log.tell(self._snapshot.config, before.config)
             forgot = forgotten(before.config.srs, self._snapshot.config.srs)
             for warning in (*self._snapshot.config.warnings, *self._snapshot.certificates.warnings, *forgot):
@@ -381,9 +390,18 @@ class Supervisor:
         self._series.set(metrics.SRS_KEY_SINCE, (self._name,), since or self._secret_since())
 
     def _secret_since(self) -> float:
-        """Return when a key without a date was put into its file, as far as that can be known."""
-        stamp = self._stamps.get(self._snapshot.config.srs.secret_file)
-        return stamp[0] / 1e9 if stamp else 0.0
+        """Return when a key without a date was put into its file, NaN where that can't be known."""
+        changed_ns, *_ = self._stamps.get(self._snapshot.config.srs.secret_file, (0,))
+        return changed_ns / 1e9 if changed_ns else math.nan
+
+    def _show_certificates(self) -> None:
+        """Put the certificates' number and ends into the metrics."""
+        known, before = self._snapshot.certificates, self._certificate_ends
+        self._series.set(metrics.CERTIFICATES, (self._name,), len(known))
+        self._certificate_ends = certificates.first_end_by_organization(known, self._snapshot.rules)
+        for name in {*before, *self._certificate_ends}:
+            end = self._certificate_ends.get(name, math.nan)
+            self._series.set(metrics.CERTIFICATE_END, (self._name, name), end)
 
 
 def series_folder(config: Config) -> Path:

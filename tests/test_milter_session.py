@@ -459,6 +459,20 @@ def test_recipient_whose_domain_the_mta_finds_is_judged_by_that(mta: Mta, path: 
     assert mta.message(session, "<bob@fabrikam.com>", [path]) is None
 
 
+@pytest.mark.parametrize("path", ["<postmaster>", '<"a b"@contoso.com>', "<root%contoso.com@contoso.com>"])
+def test_recipient_of_which_sendmail_tells_no_domain_is_inside_where_its_host_is(tmp_path: Path, path: str) -> None:
+    text = ENFORCE + 'local_domains = ["mail.contoso.com"]\n' + CONTOSO
+    mta = Mta(tmp_path, text)
+    user = path.strip("<>").partition("@")[0].partition("%")[0]
+    session = mta.connected("203.0.113.9", macros={"j": "mail.contoso.com", "{rcpt_addr}": user})
+    assert mta.message(session, "<bob@fabrikam.com>", [path]) is None
+
+
+def test_recipient_of_which_the_mta_tells_nothing_but_a_route_is_refused(mta: Mta) -> None:
+    session = mta.connected("203.0.113.9", macros={"j": "contoso.com", "{rcpt_addr}": ""})
+    assert mta.message(session, "<bob@fabrikam.com>", ["<x%gmail.example>"]) is not None
+
+
 def test_recipient_that_the_mta_routes_outside_through_our_domain_is_refused(mta: Mta) -> None:
     session = mta.connected("203.0.113.9", macros={"{rcpt_addr}": "x@gmail.example"})
     assert mta.message(session, "<bob@fabrikam.com>", ["<x%gmail.example@contoso.com>"]) is not None

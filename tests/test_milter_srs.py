@@ -106,6 +106,34 @@ def test_original_that_is_a_recipient_itself_gets_one_copy(mta: Mta, first: bool
     assert (mta.added, mta.deleted) == ([], [srs("bob@fabrikam.com")])
 
 
+@pytest.mark.parametrize(
+    ("original", "known"),
+    [
+        ("Bob@fabrikam.com", "Bob@fabrikam.com"),
+        ("Bob@fabrikam.com", "bob@FABRIKAM.com"),
+        ("Root@mail.contoso.example", "root"),  # of a recipient here Sendmail tells no domain
+        ('"a b"@example.com', '"a b"@example.com'),
+        ('"a b"@example.com', "a b@example.com"),
+    ],
+)
+def test_srs_recipient_that_sendmail_has_replaced_by_its_map_is_left_to_it(
+    mta: Mta, original: str, known: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mta.macros["{rcpt_addr}"] = known
+    assert bounce(mta, srs(original)) is None
+    assert (mta.added, mta.deleted) == ([], [])
+    assert "action=return" in lines(capfd)[0]
+
+
+def test_recipients_are_deleted_before_their_originals_are_added(mta: Mta) -> None:
+    """Or Sendmail, which asks its map about the one to be deleted, would delete the original that was just added."""
+    order: list[str] = []
+    mta.add_recipient = order.append  # type: ignore[method-assign]
+    mta.delete_recipient = order.append  # type: ignore[method-assign]
+    assert bounce(mta, srs("bob@fabrikam.com"), srs("eve@example.com")) is None
+    assert order == [srs("bob@fabrikam.com"), srs("eve@example.com"), "bob@fabrikam.com", "eve@example.com"]
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["before it", "behind it"])
 def test_bounce_to_an_srs_and_an_inside_recipient_reaches_both(mta: Mta, first: bool) -> None:
     paths = [INSIDE, srs("bob@fabrikam.com")]

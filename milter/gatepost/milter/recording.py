@@ -57,7 +57,9 @@ def ingress(seen: Circumstances, reference: str, action: str, rewritten: str) ->
         address = path.strip("<>").lower()
         back = base._replace(recipient=address, forwarded_to=original.lower(), action=RETURN)
         back = with_upstream(back, at_upstream(seen.snapshot, mail, original))
-        records += [back, Bounced(address, seen.time)]
+        records.append(back)
+        if path not in transaction.returned_by_mta:  # else policyd has recorded the look-up
+            records.append(Bounced(address, seen.time))
     return records
 
 

@@ -212,8 +212,7 @@ class Session:
             reply, returning = self._srs_rcpt(transaction, _SOURCE_ROUTE.sub("", path))
             if reply or returning:
                 return reply
-        if not plain(rcpt) or routed(rcpt):  # only the MTA knows where that leads
-            rcpt = self._macro("{rcpt_addr}") or rcpt
+        rcpt = self._as_the_mta_reads(rcpt)
         mail = Mail(transaction.reverse_path)
         judgement = self._judge(transaction, mail, rcpt, headers_seen=False)
         if self._snapshot.config.relay.enforced_by != "milter":
@@ -227,6 +226,14 @@ class Session:
             return TRY_APART
         transaction.recipients.append(Recipient(rcpt, judgement, transaction.client, self._noted(transaction, path)))
         return None
+
+    def _as_the_mta_reads(self, rcpt: str) -> str:
+        """Return *rcpt* with the domain that it leads to where only the MTA knows that."""
+        if plain(rcpt) and not routed(rcpt):
+            return rcpt
+        read = self._macro("{rcpt_addr}") or rcpt
+        # Sendmail tells no domain of what it delivers itself, such as postmaster.
+        return read if "@" in read or routed(read) else f"{read}@{self._macro('j')}"
 
     def _left_by_policyd(self, transaction: Transaction, judgement: Judgement) -> Judgement:
         """Return what is left to do for a recipient that policyd has seen, and left to Postfix or held."""
@@ -290,7 +297,19 @@ class Session:
         if not self._may_join(transaction, Treatment.REWRITE if leaving is Egress.REWRITE else Treatment.KEEP):
             return TRY_APART, False
         transaction.returning.append((path, reversal.original))
+        if self._has_mapped(reversal.original):
+            transaction.returned_by_mta.add(path)
         return None, True
+
+    def _has_mapped(self, original: str) -> bool:
+        """Tell whether the present recipient is *original* to the MTA already; of a local one Sendmail tells no domain.
+
+        Sendmail's rulesets, which ask the map `reverse`, come before the milter. To delete such a recipient would
+        delete the original.
+        """
+        known = self._macro("{rcpt_addr}").lower()
+        written = original.lower(), unquoted(original).lower()
+        return known in written or known in [address.rpartition("@")[0] for address in written]
 
     def _unwelcome(self, transaction: Transaction) -> bool:
         return not flow.may_write_to_srs(self._snapshot, transaction.reverse_path)
@@ -529,11 +548,14 @@ class Session:
     def _return(self, transaction: Transaction, changes: Changes) -> None:
         """Put the original senders in the place of SRS recipients, each once."""
         there = {_mailbox(item.rcpt) for item in transaction.recipients}
+        # First the old ones: Sendmail takes each through its rulesets, and may find the new one behind it.
+        for path, _ in transaction.returning:
+            if path not in transaction.returned_by_mta:
+                changes.delete_recipient(path)
         for path, original in transaction.returning:
-            if _mailbox(original) not in there:
+            if path not in transaction.returned_by_mta and _mailbox(original) not in there:
                 there.add(_mailbox(original))
                 changes.add_recipient(original)
-            changes.delete_recipient(path)
 
     def abort(self) -> None:
         """Forget the message; Postfix sends this after each one, too."""

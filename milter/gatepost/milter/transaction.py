@@ -58,13 +58,13 @@ class Transaction:
     """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
 
     client: as it is known at the present recipient. shown: what the MTA, or policyd, has told of its certificate.
-    returning: SRS recipients as given, with the original sender that each stands for. first: what was decided for the
-    first recipient of all. spared: SPF lets P1 leave as it is; None: not asked. sieve: who redirected it, by Sieve's
-    header. orcpt, hop: on the egress hop, the value of ORCPT and what ingress knew of the message. own_hosts: the names
-    of this Postfix in Received lines, empty below the first line that is another's. refusal: of a message from
-    sendmail(1), which can be answered at its end only. size_bytes: as the client declared it.
-    ledger_reference: the message's in the ledger where it has no other. tags: how many headers that only gatepost may
-    set it came with.
+    returning: SRS recipients as given, with the original sender that each stands for. returned_by_mta: those of them
+    that the MTA has replaced itself. first: what was decided for the first recipient of all. spared: SPF lets P1 leave
+    as it is; None: not asked. sieve: who redirected it, by Sieve's header. orcpt, hop: on the egress hop, the value of
+    ORCPT and what ingress knew of the message. own_hosts: the names of this Postfix in Received lines, empty below the
+    first line that is another's. refusal: of a message from sendmail(1), which can be answered at its end only.
+    size_bytes: as the client declared it. ledger_reference: the message's in the ledger where it has no other. tags:
+    how many headers that only gatepost may set it came with.
     """
 
     reverse_path: str
@@ -73,6 +73,7 @@ class Transaction:
     bypassed: bool
     recipients: list[Recipient] = field(default_factory=list)
     returning: list[tuple[str, str]] = field(default_factory=list)
+    returned_by_mta: set[str] = field(default_factory=set)
     first: Optional[Treatment] = None
     spared: Optional[bool] = None
     headers_from: list[str] = field(default_factory=list)

@@ -1,0 +1,77 @@
+dnl gatepost: what Sendmail needs to work with it, as `gatepost setup sendmail' prints it.
+dnl
+dnl 1. Save it as /etc/mail/gatepost.m4 (gatepost setup sendmail --output /etc/mail/gatepost.m4).
+dnl 2. Make this the last line of sendmail.mc, behind its MAILER lines:
+dnl        include(`/etc/mail/gatepost.m4')dnl
+dnl 3. In mailertable, MAIL_HUB, LOCAL_RELAY: the mailer inside: for each server that is yours, see the end.
+dnl 4. make -C /etc/mail, or m4 sendmail.mc >sendmail.cf; then restart Sendmail.
+
+
+dnl The milter applies the relay rule and rewrites the envelope sender of relayed mail. First of the filters: what it
+dnl refuses need not be scanned. F=T: while it is away clients are told 451; without it mail would pass unjudged. It
+dnl names the macros that it wants itself, so confMILTER_MACROS_* stay as they are. Where DAEMON_OPTIONS has
+dnl InputMailFilters=, gatepost must stand there too.
+MAIL_FILTER(`gatepost', `S=local:/run/gatepost/milter.sock, F=T, T=C:30s;S:30s;R:30s;E:1m')dnl
+define(`confINPUT_MAIL_FILTERS',
+	`gatepost'ifelse(defn(`confINPUT_MAIL_FILTERS'), `', `', ``, 'defn(`confINPUT_MAIL_FILTERS')'))dnl
+
+dnl By this a client's certificate is found among those in certificate_folder, for its names beside the CN.
+define(`confCERT_FINGERPRINT_ALGORITHM', `sha256')dnl
+
+
+dnl The maps of gatepost's policy daemon; each is asked for by the name that it has here. -f: as the address is written,
+dnl not in lower case. -q: with its quotes. -T: so that a rule sees a failure.
+LOCAL_CONFIG
+Kforward socket -f -q -T<TMPF> local:/run/gatepost/policyd.sock
+Kreverse socket -f -q -T<TMPF> local:/run/gatepost/policyd.sock
+Kgatepost_srs regex -a<SRS> ([+]|%2B)SRS(=|%3D)|^"?SRS[01]([-=+]|%2B|%2D|%3D)
+Kgatepost_note macro
+
+
+dnl Bounces: a recipient that is an SRS address of ours becomes the original sender, whoever sends to it, this Sendmail
+dnl itself too, which asks no milter about a bounce that it makes. Only what looks like such an address is looked up.
+LOCAL_RULE_0
+R$+ < @ $+ . >		$: $(gatepost_srs $1 @ $2 $: $) $| $1 < @ $2 . >
+R<SRS> $| $+ < @ $+ . >	$: < $(reverse $1 @ $2 $: $) > $| $1 < @ $2 . >
+R< $+ <TMPF> > $| $*	$#error $@ 4.4.3 $: "451 gatepost cannot be asked now, please try again later"
+R< $+ > $| $*		$@ $>Parse0 $>canonify $1
+R$* $| $*		$: $2
+
+
+dnl Forwarded mail: aliases and .forward files lead outside behind the milter, so the envelope sender is rewritten as
+dnl the message leaves. gatepost has no answer for senders that leave as they are: yours, its own, and none at all.
+LOCAL_RULESETS
+SGatepostForward
+R$*			$: $(gatepost_note {gatepost_forward} $) $1
+R$* < @ > $*		$@ $1 < @ > $2
+R$+ < @ $+ . >		$: $1 < @ $2 >
+R$+ < @ $+ >		$: < $(forward $1 @ $2 $: $) > $| $1 < @ $2 >
+R< $+ <TMPF> > $| $*	$@ $(gatepost_note {gatepost_forward} $@ TMPF $) $2
+R< $+ > $| $*		$@ $1
+R$* $| $*		$: $2
+
+dnl A ruleset for senders can't put a message off, and it would leave unrewritten. This one can, and comes right behind
+dnl it. With FEATURE(`compat_check'), which ends check_compat, these lines must stand above that.
+Scheck_compat
+R$*			$: < $&{gatepost_forward} > $1
+R< TMPF > $*		$#error $@ 4.4.3 $: "451 gatepost cannot be asked now, please try again later"
+R< $* > $*		$: $2
+
+dnl Behind what EnvFromSMTP does already: it is the ruleset of smtp, esmtp, smtp8, dsmtp and relay.
+MAILER_DEFINITIONS
+SEnvFromSMTP
+R$*			$: $>GatepostForward $1
+
+dnl For servers of yours, which get every sender as it is: as esmtp, without that. A ruleset for senders can't tell who
+dnl the recipient is, so the mailer must. In mailertable: contoso.com inside:[mailbox.contoso.com], or, to go by
+dnl its MX, contoso.com inside:contoso.com. For a hub: define(`MAIL_HUB', `inside:[mailbox.contoso.com]')
+Minside,	P=[IPC], F=mDFMuXa, S=EnvFromInside/HdrFromSMTP, R=EnvToSMTP, E=\r\n, L=990,
+		T=DNS/RFC822/SMTP,
+		A=ESMTP_MAILER_ARGS
+
+SEnvFromInside
+R$*			$: $(gatepost_note {gatepost_forward} $) $1
+R$+			$: $>PseudoToReal $1
+R$* :; <@>		$@
+R$*			$: $>MasqSMTP $1
+R$+			$: $>MasqEnv $1

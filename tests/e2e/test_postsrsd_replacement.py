@@ -35,7 +35,7 @@ virtual_alias_maps = inline:{
   {both@contoso.com = mary@contoso.com, both.home@example.com}
   {gone@contoso.com = nobody@example.com}}
 """
-README = Path(__file__).parents[2] / "examples/postfix/postsrsd-replacement/README.md"
+README = Path(__file__).parents[2] / "docs/postsrsd.md"
 MESSAGE = b"From: Bob <bob@fabrikam.com>\r\nSubject: lunch\r\nMessage-Id: <1@fabrikam.com>\r\n\r\nhello\r\n"
 NDR = b"From: MAILER-DAEMON@example.com\r\nSubject: undelivered\r\n\r\nno such user\r\n"
 ABROAD = "198.51.100.7"

@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +58,12 @@ anvil      unix       - - y -     1 anvil
 scache     unix       - - y -     1 scache
 postlog    unix-dgram n - n -     1 postlogd
 """
+
+# What the base configuration has in common with any server's; all else of it is what keeps a Postfix in its sandbox.
+_ANY_SERVERS = (
+    *("compatibility_level", "myhostname", "mydestination", "mynetworks"),
+    *("alias_maps", "alias_database", "append_dot_mydomain", "biff"),
+)
 
 # Below the queue folder, mail_owner's alone; postfix-files(5) has the list.
 _PRIVATE_QUEUES = (
@@ -161,6 +167,17 @@ def _services(text: str) -> dict[tuple[str, str], str]:
     return services
 
 
+def _without(main_cf: str, names: Container[str]) -> str:
+    """Return a main.cf less the parameters *names*; all other lines as they stand, comments too."""
+    lines, dropped = [], False
+    for line in main_cf.splitlines():
+        if line[:1].strip() and not line.startswith("#"):
+            dropped = line.partition("=")[0].strip() in names
+        if not dropped:
+            lines.append(f"{line}\n")
+    return "".join(lines)
+
+
 def _name(process: int) -> str:
     try:
         return Path(f"/proc/{process}/comm").read_text().strip()
@@ -180,6 +197,8 @@ class Postfix:
     main_cf: lines of a main.cf, which replace those of the base configuration (postconf -n shows the result).
     master_cf: lines of a master.cf; a service of the same name and type replaces the base one. `smtp inet` is
     the smtpd that listens at *smtp*, so that a fragment reads as it would in /etc/postfix.
+    whole: the two are a server's whole files, kept as they stand, comments too; what keeps Postfix in the sandbox is
+    appended.
     A context manager: start() on entry, stop() on exit.
     """
 
@@ -191,6 +210,7 @@ class Postfix:
         master_cf: str = "",
         myhostname: str = "mail.contoso.com",
         smtp_port: Optional[int] = None,
+        whole: bool = False,
     ) -> None:
         self.root = root
         self.config_directory = root / "etc"
@@ -208,8 +228,10 @@ class Postfix:
         """User and group ID of mail_owner: what smtpd and cleanup are when they open a socket."""
         self._setgid = grp.getgrnam(setgid_group).gr_gid
         self._programs = find_programs()
-        self._parameters = {**self._base(myhostname, owner, setgid_group), **_parameters(main_cf)}
-        self._services = {**_services(_MASTER_CF), **_services(master_cf)}
+        base = self._base(myhostname, owner, setgid_group)
+        self._main_cf, self._master_cf = (
+            self._whole(base, main_cf, master_cf) if whole else self._merged(base, main_cf, master_cf)
+        )
         self._master: Optional[subprocess.Popen[bytes]] = None
 
     def _base(self, myhostname: str, owner: str, setgid_group: str) -> dict[str, str]:
@@ -249,6 +271,21 @@ class Postfix:
             "transport_retry_time": "2s",
         }
 
+    def _whole(self, base: dict[str, str], main_cf: str, master_cf: str) -> tuple[str, str]:
+        private = {name: value for name, value in base.items() if name not in _ANY_SERVERS}
+        private.update({"inet_interfaces": self.smtp[0], "smtpd_authorized_xclient_hosts": "127.0.0.0/8"})
+        lines = "".join(f"{name} = {value}\n" for name, value in private.items())
+        master_cf = re.sub(r"(?m)^smtp(?=[ \t]+inet\b)", str(self.smtp[1]), master_cf)
+        return f"{_without(main_cf, private)}\n# The sandbox\n{lines}", master_cf
+
+    def _merged(self, base: dict[str, str], main_cf: str, master_cf: str) -> tuple[str, str]:
+        parameters = {**base, **_parameters(main_cf)}
+        lines = []
+        for (name, kind), rest in {**_services(_MASTER_CF), **_services(master_cf)}.items():
+            listen = f"{self.smtp[0]}:{self.smtp[1]}" if (name, kind) == ("smtp", "inet") else name
+            lines.append(f"{listen} {kind} {rest}\n")
+        return "".join(f"{name} = {value}\n" for name, value in parameters.items()), "".join(lines)
+
     def _ended(self) -> bool:
         return self._master is not None and self._master.poll() is not None
 
@@ -270,14 +307,18 @@ class Postfix:
         """Write the configuration and start; return when every service is listening. Raises SandboxError."""
         if os.getuid() != 0:
             raise SandboxError("a chrooted Postfix can only be run by root")
-        self._make_folders()
-        self._write_configuration()
+        self.prepare()
         self._check_configuration()
         try:
             self._launch()
         except BaseException:
             self.stop()
             raise
+
+    def prepare(self) -> None:
+        """Write the configuration and make folders, so that its commands can be run without starting it."""
+        self._make_folders()
+        self._write_configuration()
 
     def _launch(self) -> None:
         start = len(self.log())
@@ -374,16 +415,15 @@ class Postfix:
         (self.queue_directory / "etc/resolv.conf").write_text("")
 
     def _write_configuration(self) -> None:
-        main_cf = "".join(f"{name} = {value}\n" for name, value in self._parameters.items())
-        (self.config_directory / "main.cf").write_text(main_cf)
-        lines = []
-        for (name, kind), rest in self._services.items():
-            listen = f"{self.smtp[0]}:{self.smtp[1]}" if (name, kind) == ("smtp", "inet") else name
-            lines.append(f"{listen} {kind} {rest}\n")
-        (self.config_directory / "master.cf").write_text("".join(lines))
+        (self.config_directory / "main.cf").write_text(self._main_cf)
+        (self.config_directory / "master.cf").write_text(self._master_cf)
         self._age_main_cf()
         # The built-in table types only.
         (self.config_directory / "dynamicmaps.cf").write_text("")
+        # For `postfix check`; in Debian's package it lies in /etc/postfix.
+        installed = self._programs.libraries.parents[2] if self._programs.libraries else Path("/")
+        if (installed / "etc/postfix/postfix-files").exists():
+            shutil.copy(installed / "etc/postfix/postfix-files", self.config_directory)
 
     def _age_main_cf(self) -> None:
         """Set main.cf's time back: every program waits for a file changed within two seconds to settle."""

@@ -125,9 +125,11 @@ class Stage:
     before: main.cf lines of the server that gatepost is added to; the example's lines come after them and win, as
     `postconf -e` would. after: lines that win over the example's. master_before: the same for master.cf.
     configuration: edits the text of gatepost.toml. refuse: the next hop's, see NextHop. tls: smtpd offers STARTTLS.
-    gatepost: the daemons' command.
+    gatepost: the daemons' command. whole: main.cf and master.cf are a server's whole files, to which none of these
+    lines are added; see Postfix. replacing: what else of the files' text is another one here.
 
-    Mail for `[HOST]:25` in an example goes to *inside*, everything else that leaves to *internet*.
+    Mail for `[HOST]:25` in an example goes to *inside*, everything else that leaves to *internet*: `[HOST]:587` in
+    whole files.
     """
 
     def __init__(
@@ -142,8 +144,11 @@ class Stage:
         refuse: Optional[Mapping[str, str]] = None,
         tls: bool = False,
         gatepost: Sequence[str] = ("run",),
+        whole: bool = False,
+        replacing: Optional[Mapping[str, str]] = None,
     ) -> None:
         self.root = root
+        self._replacing = dict(replacing or {})
         root.mkdir(parents=True, exist_ok=True)
         self.internet = NextHop(refuse=refuse)
         self.inside = NextHop()
@@ -159,13 +164,15 @@ class Stage:
         self._gatepost: Optional[subprocess.Popen[bytes]] = None
         self._stack = ExitStack()
         tls_lines = self.authority.smtpd_parameters(self.authority.issue("mail.contoso.com", ["127.0.0.1"]))
+        added = (
+            f"relayhost = [127.0.0.1]:{self.internet.address[1]}\n"
+            "smtpd_authorized_xclient_hosts = 127.0.0.0/8\n" + (tls_lines if tls else "") + self.render(before)
+        )
         self.postfix = Postfix(
             self._mta,
-            main_cf=f"relayhost = [127.0.0.1]:{self.internet.address[1]}\n"
-            "smtpd_authorized_xclient_hosts = 127.0.0.0/8\n"
-            + (tls_lines if tls else "")
-            + "\n".join(map(self.render, (before, _text(example / "main.cf"), after))),
+            main_cf="\n".join([*([] if whole else [added]), *map(self.render, (_text(example / "main.cf"), after))]),
             master_cf="\n".join(map(self.render, (master_before, _text(example / "master.cf")))),
+            whole=whole,
         )
         (self._mta / "etc").mkdir(parents=True)
         for path in example.iterdir():
@@ -175,9 +182,12 @@ class Stage:
 
     def render(self, text: str) -> str:
         """Return *text* of an example with what names a real server replaced."""
+        for name, value in self._replacing.items():
+            text = text.replace(name, value)
         text = text.replace(_QUEUE, str(self._mta / "spool")).replace(_ETC, str(self._mta / "etc"))
         text = text.replace(_STATE, str(self.state_directory))
-        text = re.sub(r"\[[\w.-]+\]:25\b", f"[127.0.0.1]:{self.inside.address[1]}", text)
+        for port, hop in (("25", self.inside), ("587", self.internet)):
+            text = re.sub(rf"\[[\w.-]+\]:{port}\b", f"[127.0.0.1]:{hop.address[1]}", text)
         return re.sub(rf"(?<=:)({'|'.join(_PORTS)})\b", lambda found: self.ports[found[1]], text)
 
     def _render_configuration(self, text: str) -> str:

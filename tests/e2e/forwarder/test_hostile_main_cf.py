@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -169,6 +170,17 @@ def test_mail_passes_the_hop_although_the_next_hop_cannot_be_reached_under(
         forwarder.change(*relaxed)
         forwarder.stage.internet.wait(lambda mail: True)
         assert forwarder.left() == [JOHN]
+
+
+def test_single_address_in_inet_interfaces_is_not_where_the_hop_comes_from(boot_forwarder: Boot) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks which of this host's addresses would be used
+        except OSError:
+            pytest.skip("this host has loopback only")
+        address = probe.getsockname()[0]
+    with boot_forwarder(before=f"inet_interfaces = {address}\n") as forwarder:
+        forwarded_once_and_bounced_back(forwarder)
 
 
 def test_message_as_large_as_the_limit_passes_the_hop(boot_forwarder: Boot) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from typing import Optional
 
@@ -23,6 +24,18 @@ def logged(code: str, environment: Optional[Mapping[str, str]] = None) -> str:
         check=True,
     )
     return done.stderr.decode("ascii" if not environment else "utf-8")
+
+
+def journaled(code: str) -> str:
+    """Return what a process writes whose standard error is the journal's, by device and inode."""
+    with tempfile.TemporaryFile() as journal:
+        status = os.fstat(journal.fileno())
+        stream = f"{status.st_dev}:{status.st_ino}"
+        environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "JOURNAL_STREAM": stream}
+        command = [sys.executable, "-c", "from gatepost.service import log\n" + code]
+        subprocess.run(command, env=environment, stderr=journal, check=True)
+        journal.seek(0)
+        return journal.read().decode()
 
 
 def text(line: str) -> str:
@@ -45,8 +58,11 @@ def test_warning_and_error_say_so() -> None:
 
 
 def test_level_stands_in_front_for_the_journal_and_time_and_process_do_not() -> None:
-    journal = {"JOURNAL_STREAM": "8:1234"}
-    assert logged("log.info('a'); log.warning('b'); log.error('c')", journal) == "<6>a\n<4>warning: b\n<3>error: c\n"
+    assert journaled("log.info('a'); log.warning('b'); log.error('c')") == "<6>a\n<4>warning: b\n<3>error: c\n"
+
+
+def test_level_is_left_out_where_the_journal_is_another_file() -> None:
+    assert text(logged("log.info('a')", {"JOURNAL_STREAM": "8:1234"})) == "a"
 
 
 def test_control_characters_cannot_begin_a_new_line_or_reach_a_terminal() -> None:

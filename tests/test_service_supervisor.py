@@ -131,6 +131,15 @@ def test_systemd_is_told_ready_once_everything_serves_then_reloading_then_stoppi
             gatepost.stop()
 
 
+def test_systemd_is_told_at_an_abstract_address_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"gatepost-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(f"\0{name}")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        supervisor.notify("READY=1")
+        assert systemd.recv(1000) == b"READY=1"
+
+
 def test_daemon_whose_workers_die_is_not_called_ready_until_they_live(tmp_path: Path) -> None:
     gatepost = Gatepost(tmp_path, program=["-c", ODD_WORKERS, str(tmp_path / "gatepost.toml")])
     gatepost.configure(more="[srs]\nvalidity_days = 19\n")

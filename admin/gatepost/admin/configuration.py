@@ -18,7 +18,7 @@ from typing import NoReturn, Optional
 import click
 
 from gatepost.relay import RuleSet
-from gatepost.service import certificates
+from gatepost.service import certificates, log
 from gatepost.service.config import Config, load, parse, read
 from gatepost.service.secret import read_keys
 from gatepost.service.snapshot import Snapshot, build
@@ -40,7 +40,7 @@ def problems_reported() -> Iterator[None]:
 
 def complain(text: str) -> None:
     """Print one line to standard error; what could act on a terminal is replaced."""
-    click.echo(printable(text), err=True)
+    click.echo(log.mark(3) + printable(text), err=True)
 
 
 def unreadable(file: str, error: OSError) -> NoReturn:

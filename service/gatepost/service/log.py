@@ -18,7 +18,17 @@ from gatepost.service import last_errors
 
 _CONTROL = dict.fromkeys((*range(32), 127, *range(128, 160)), "?")
 _HELO_LENGTH = 255
-_journal = "JOURNAL_STREAM" in os.environ
+
+
+def _leads_to_journal(descriptor: int) -> bool:
+    """Tell whether *descriptor* is the journal's, by device and inode (systemd.exec(5)): a child's may be a file."""
+    with contextlib.suppress(OSError):
+        status = os.fstat(descriptor)
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False
+
+
+_journal = _leads_to_journal(2)
 _program = "gatepost"
 _errors: Optional[Path] = None
 
@@ -33,6 +43,11 @@ def keep_errors(file: Path) -> None:
     """Keep errors in *file*, too, where `gatepost status` finds the last ones."""
     global _errors
     _errors = file
+
+
+def mark(level: int) -> str:
+    """Return what stands before a line of such a level (syslog(3)) where standard error is the journal's, else ""."""
+    return f"<{level}>" if _journal else ""
 
 
 def info(text: str) -> None:
@@ -73,7 +88,7 @@ def _keep(text: str) -> None:
 
 
 def _write(level: int, text: str) -> None:
-    head = f"<{level}>" if _journal else time.strftime("%Y-%m-%dT%H:%M:%S ") + f"{_program}[{os.getpid()}]: "
+    head = mark(level) or time.strftime("%Y-%m-%dT%H:%M:%S ") + f"{_program}[{os.getpid()}]: "
     line = (head + text.translate(_CONTROL) + "\n").encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):  # a log that is gone or full must not stop mail
         os.write(2, line)

@@ -8,6 +8,7 @@ drains all, one daemon after the other. A worker that dies or falls silent is re
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -15,6 +16,7 @@ import math
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -489,7 +491,8 @@ def _raise_descriptor_limit() -> None:
 
 def notify(state: str) -> None:
     """Tell systemd *state* (sd_notify(3)); nothing happens outside systemd."""
-    if "NOTIFY_SOCKET" in os.environ:
-        import sdnotify
-
-        sdnotify.SystemdNotifier().notify(state)
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        address = "\0" + path[1:] if path.startswith("@") else path  # in a container it may be an abstract one
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.sendto(state.encode(), address)

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from doctorpostfix import Looked, postfix_programs
 from hypothesis import settings
 from postgresql import PostgreSQL, needs_postgresql
 from smalldisk import mounted
+
+from gatepost.admin.sandbox import temporary_root
 
 settings.register_profile("gatepost", deadline=None)  # no test is timed
 settings.load_profile("gatepost")
@@ -62,3 +67,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one megabyte."""
     with mounted(tmp_path / "disk") as folder:
         yield folder
+
+
+@pytest.fixture
+def look(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Looked]]:
+    """Return a function that lays out an example's configuration; see Looked."""
+    if os.getuid() != 0:
+        pytest.skip("only root can make Postfix's folders")
+    postfix_programs(monkeypatch)
+    with temporary_root() as root:
+        numbers = itertools.count(1)
+        yield lambda name, **options: Looked(name, root / str(next(numbers)), **options)

@@ -73,8 +73,9 @@ class Authority:
         *,
         expired: bool = False,
         self_signed: bool = False,
+        client_auth: bool = True,
     ) -> Credentials:
-        """Make a certificate that serves as server's and as client's.
+        """Make a certificate that serves as server's and, with *client_auth*, as client's.
 
         common_name None: an empty subject. alternative_names: DNS names (wildcards too) and IP addresses.
         self_signed: by its own key, not by this authority's.
@@ -82,7 +83,9 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         lifetime = timedelta(days=-1) if expired else timedelta(days=30)
         signer = key if self_signed else self._key
-        certificate = self._sign(_name(common_name), key, lifetime, alternative_names, signer=signer)
+        certificate = self._sign(
+            _name(common_name), key, lifetime, alternative_names, signer=signer, client_auth=client_auth
+        )
         self._issued += 1
         stem = self._folder / f"{self._issued}"
         files = stem.with_suffix(".pem"), stem.with_suffix(".key")
@@ -104,6 +107,7 @@ class Authority:
         *,
         signer: Optional[ec.EllipticCurvePrivateKey] = None,
         is_authority: bool = False,
+        client_auth: bool = True,
     ) -> x509.Certificate:
         signer = signer or self._key
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
@@ -122,7 +126,7 @@ class Authority:
             .add_extension(_usage(is_authority), critical=True)
         )
         if not is_authority:
-            purposes = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+            purposes = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if client_auth else [])]
             builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         if alternative_names:
             names = x509.SubjectAlternativeName([_alternative(name) for name in alternative_names])

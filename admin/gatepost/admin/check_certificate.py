@@ -38,13 +38,21 @@ def _untrusted(certificate: x509.Certificate, now: int) -> str:
         return f"it is valid from {_day(_begin(certificate))} on only"
     if certificate.issuer == certificate.subject:
         return "it is self-signed"
+    if not may_authenticate(certificate):
+        return "its extended key usage is without clientAuth, which Postfix and Sendmail ask of a client"
+    return ""
+
+
+def may_authenticate(certificate: x509.Certificate) -> bool:
+    """Tell whether an MTA takes it from a client: it says clientAuth, or nothing of its use.
+
+    OpenSSL does not count anyExtendedKeyUsage as clientAuth (seen with Postfix 3.7 and OpenSSL 3.0).
+    """
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
-        return ""
-    if ExtendedKeyUsageOID.CLIENT_AUTH in usages or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in usages:
-        return ""
-    return "its extended key usage is without clientAuth, which Postfix and Sendmail ask of a client"
+        return True
+    return ExtendedKeyUsageOID.CLIENT_AUTH in usages
 
 
 def _day(at: float) -> str:

@@ -11,8 +11,10 @@ import click
 from gatepost.admin.command_check import check, explain, replay
 from gatepost.admin.command_config import config_group
 from gatepost.admin.command_daemons import milter, policyd, run
+from gatepost.admin.command_doctor import doctor
 from gatepost.admin.command_import import import_group
 from gatepost.admin.command_report import ledger, report
+from gatepost.admin.command_setup import setup
 from gatepost.admin.command_srs import srs
 from gatepost.admin.command_status import status
 from gatepost.admin.options import as_path
@@ -22,16 +24,32 @@ from gatepost.service.version import __version__
 click.UsageError.exit_code = os.EX_USAGE  # sysexits.h has 64 where click has 2
 
 
+_SENTENCE = 200
+"""So long may the first sentence of a subcommand's help be; it goes on in another line."""
+
+
+class Sections(click.Group):
+    """A group whose help has its subcommands by what one is about to do."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a table for each of SECTIONS."""
+        for title, subcommands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(item.name), item.get_short_help_str(_SENTENCE)) for item in subcommands])
+
+
 @click.group(
+    cls=Sections,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Examples:
-  gatepost config init           write a configuration to start from
   gatepost config check          say whether the configuration is right
+  gatepost setup postfix         show what Postfix needs, and why
+  gatepost doctor                look whether all of it is right
   gatepost check --ip 192.0.2.5 --mail-from app@vendor.example \\
       --rcpt x@gmail.com
   gatepost explain FZYOX5HCUU    say why a message was refused
-  gatepost run                   run milter and policy daemon
+  gatepost status                what runs, and what it did in the last hour
 
 Exit statuses are those of sysexits.h: 64 wrong usage, 65 wrong data, 78 wrong
 configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
@@ -55,7 +73,7 @@ def main(context: click.Context, config: str) -> None:
         context.color = False
 
 
-@main.command(
+@click.command(
     epilog="""\b
 Examples:
   gatepost bypass on             mail passes untouched from this moment
@@ -76,7 +94,7 @@ def bypass(config: str, action: str) -> None:
     sys.exit(bypass.run(as_path(config), action))
 
 
-@main.command(
+@click.command(
     epilog="""\b
 Examples:
   sudo gatepost demo
@@ -95,18 +113,12 @@ def demo(keep: bool) -> None:
     sys.exit(run(keep=keep))
 
 
-for subcommand in (
-    run,
-    milter,
-    policyd,
-    config_group,
-    check,
-    explain,
-    replay,
-    srs,
-    import_group,
-    report,
-    ledger,
-    status,
-):
-    main.add_command(subcommand)
+SECTIONS: dict[str, tuple[click.Command, ...]] = {
+    "Set it up": (config_group, import_group, setup, doctor),
+    "Run it": (run, milter, policyd, status, bypass),
+    "Ask it": (check, explain, replay, report, ledger, srs),
+    "Try it": (demo,),
+}
+for subcommands in SECTIONS.values():
+    for subcommand in subcommands:
+        main.add_command(subcommand)

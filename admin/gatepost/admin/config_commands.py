@@ -39,7 +39,7 @@ from gatepost.service.upstream import UpstreamConfig
 Value = Union[str, bool, int, datetime, tuple[str, ...]]
 Given = Mapping[str, object]
 
-_SAFE_OCTETS = 16
+SAFE_OCTETS = 16
 _LINES = 40
 """So many lines on exports are printed."""
 _CLOSED = 20
@@ -133,9 +133,9 @@ def _secret(config: Config) -> tuple[str, list[str]]:
         parts.append(f"{fingerprint(key)} {'signs' if key is signing else waits}")
     warnings = [
         f"{file}: the key {fingerprint(key)} has {exports.counted(len(key.secret), 'octet')}; "
-        f"safe are {_SAFE_OCTETS} and more"
+        f"safe are {SAFE_OCTETS} and more"
         for key in keys
-        if len(key.secret) < _SAFE_OCTETS
+        if len(key.secret) < SAFE_OCTETS
     ]
     return f"SRS secret: {file}: {exports.counted(len(keys), 'key')}; {', '.join(parts)}", warnings
 

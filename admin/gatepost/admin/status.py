@@ -105,7 +105,7 @@ def status(config: Config, wrong: tuple[str, ...] = ()) -> Status:
     if folder.is_dir():
         os.listdir(folder)  # else who may not read it would see nothing running
     state = collect(folder)
-    running = tuple(_running(state))
+    running = tuple(supervisors(state))
     loaded = min((item.loaded for item in running if item.loaded), default=None)
     unused = [f"{problem}: the daemons go on with what they have loaded" for problem in wrong] if running else wrong
     seen = problems(state, time.monotonic()) if running else []
@@ -115,7 +115,7 @@ def status(config: Config, wrong: tuple[str, ...] = ()) -> Status:
         running=running,
         workers=tuple(_workers(state)),
         problems=(*seen, *unused),
-        changed=tuple(_changed(config, loaded)),
+        changed=tuple(changed_since(config, loaded)),
         bypass_since=_mtime(bypass_file(config)),
         hour=_hour(config),
         backlog_bytes=int(sum(state.gauge(metrics.LEDGER_BACKLOG).values())),
@@ -123,7 +123,8 @@ def status(config: Config, wrong: tuple[str, ...] = ()) -> Status:
     )
 
 
-def _running(state: State) -> list[Running]:
+def supervisors(state: State) -> list[Running]:
+    """Return the supervisors that are alive."""
     loaded, reload_ok = state.gauge(metrics.CONFIG_LOADED), state.gauge(metrics.LAST_RELOAD_OK)
     found = []
     for process in state.processes:
@@ -160,8 +161,8 @@ def _workers(state: State) -> list[Workers]:
     ]
 
 
-def _changed(config: Config, loaded: Optional[float]) -> list[Path]:
-    """Return the configuration file, where it is newer than what runs; files that it names are loaded by themselves."""
+def changed_since(config: Config, loaded: Optional[float]) -> list[Path]:
+    """Return the configuration file, where it is newer than *loaded*; files that it names are loaded by themselves."""
     at = _mtime(config.path)
     return [config.path] if loaded is not None and at is not None and at > loaded else []
 

@@ -60,7 +60,7 @@ class Database:
 
     def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
         try:
-            self._engine = _engine(url)
+            self._engine = engine(url)
         except (SQLAlchemyError, ValueError):
             # The error may show the password.
             raise StoreError("the store's URL is not one of a database") from None
@@ -116,7 +116,7 @@ class Database:
             try:
                 return work(self._connected())
             except (SQLAlchemyError, OSError) as error:
-                text = _in_words(error)
+                text = in_words(error)
                 is_locked = self._is_sqlite and text.startswith(_LOCKED)
                 if not is_locked and text != _FULL:
                     self.close()
@@ -208,7 +208,7 @@ def _complete(connection: sa.engine.Connection) -> None:
         connection.exec_driver_sql(f"DROP INDEX IF EXISTS {name}")
 
 
-def _engine(text: str) -> sa.engine.Engine:
+def engine(text: str) -> sa.engine.Engine:
     """Return an engine for the URL *text*, which connects only when told to. Raises SQLAlchemyError, StoreError."""
     url = sa.engine.make_url(text)
     if url.drivername == "postgresql":
@@ -278,7 +278,7 @@ def _identity(path: str) -> Optional[tuple[int, int]]:
     return found.st_dev, found.st_ino
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """Return in one line what went wrong, without the statement."""
     if isinstance(error, FileNotFoundError) and error.filename:
         return f"the folder {Path(error.filename).parent} does not exist"

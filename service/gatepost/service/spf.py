@@ -104,7 +104,7 @@ class Spf:
 
     def _decide(self, name: str, now: int, deadline: float) -> bool:
         try:
-            spared = _spared(name, self._addresses, _Lookups(self._resolver, deadline))
+            spared = _spared(name, self._addresses, Lookups(self._resolver, deadline))
         except Exception:  # noqa: BLE001 - pyspf raises what it likes on odd records
             spared = None
         if spared is None:
@@ -148,10 +148,10 @@ def _domain(text: str) -> Optional[str]:
     return name if name is not None and "." in name else None
 
 
-def _spared(domain: str, addresses: Sequence[str], lookups: _Lookups) -> Optional[bool]:
+def _spared(domain: str, addresses: Sequence[str], lookups: Lookups) -> Optional[bool]:
     """Tell whether SPF is in the way of none of *addresses*; None where DNS failed."""
     for address in addresses:
-        result = _Query(address, domain, lookups).check()[0]
+        result, _ = check_host(address, domain, lookups)
         if result == "temperror":
             return None
         if result not in ("none", "pass"):
@@ -159,7 +159,16 @@ def _spared(domain: str, addresses: Sequence[str], lookups: _Lookups) -> Optiona
     return bool(addresses)
 
 
-class _Lookups:
+def check_host(address: str, domain: str, lookups: Lookups) -> tuple[str, str]:
+    """Return SPF's result (RFC 7208, 2.6) for mail from *domain* that *address* sends, and pyspf's words for it.
+
+    Raises what pyspf likes on odd records.
+    """
+    result, _, words = _Query(address, domain, lookups).check()
+    return result, words
+
+
+class Lookups:
     """The answers of DNS for one decision, all of them until *deadline* (time.monotonic)."""
 
     def __init__(self, resolver: dns.resolver.Resolver, deadline: float) -> None:
@@ -211,7 +220,7 @@ _READ: dict[str, Callable[..., Answer]] = {
 class _Query(spf.query):  # type: ignore[misc]
     """pyspf's check_host() (RFC 7208, 4) for postmaster@*domain*, which asks *lookups* instead of pyspf's globals."""
 
-    def __init__(self, address: str, domain: str, lookups: _Lookups) -> None:
+    def __init__(self, address: str, domain: str, lookups: Lookups) -> None:
         super().__init__(i=address, s=f"postmaster@{domain}", h=domain)
         self._lookups = lookups
 

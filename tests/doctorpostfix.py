@@ -13,8 +13,8 @@ import pytest
 from doctors import NOW, found
 
 from gatepost.admin.configuration import snapshot_with_placeholder
-from gatepost.admin.doctor_model import Circumstances, Finding
-from gatepost.admin.postfix_config import PostfixConfig
+from gatepost.admin.doctor.model import Circumstances, Finding
+from gatepost.admin.postfix.config import PostfixConfig
 from gatepost.admin.sandbox import find_programs
 from gatepost.admin.stage import Stage
 

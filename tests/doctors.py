@@ -9,9 +9,9 @@ from typing import Callable, Optional
 
 import dns.resolver
 
-from gatepost.admin import doctor
-from gatepost.admin.doctor_model import DNS_TIMEOUT_S, Circumstances, Finding
-from gatepost.admin.postfix_config import PostfixConfig, PostfixError
+from gatepost.admin.doctor import run as doctor
+from gatepost.admin.doctor.model import DNS_TIMEOUT_S, Circumstances, Finding
+from gatepost.admin.postfix.config import PostfixConfig, PostfixError
 from gatepost.service import certificates
 from gatepost.service.config import parse
 from gatepost.service.snapshot import build

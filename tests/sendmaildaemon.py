@@ -25,9 +25,9 @@ from typing import Callable, Optional, Union
 from daemonprocess import ROOTS, Gatepost, free_ports, poll
 from peers import _overlaid, tree
 
-from gatepost.admin import setup_sendmail
 from gatepost.admin.authority import Authority, Credentials
 from gatepost.admin.nexthop import NextHop
+from gatepost.admin.setup import sendmail as setup_sendmail
 from gatepost.admin.stage import Transcript, transact
 from gatepost.service.config import load
 

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gatepost.admin.command import main
-from gatepost.admin.postfix_config import PostfixConfig
+from gatepost.admin.postfix.config import PostfixConfig
 from gatepost.admin.sandbox import accounts, find_programs
 
 STOCK = Path(__file__).parent / "data/setup"

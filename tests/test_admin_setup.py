@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from setuphost import STOCK, SetupHost, setup_host
 
-from gatepost.admin.postfix_wiring import Topology
+from gatepost.admin.postfix.wiring import Topology
 
 TOPOLOGIES = [topology.value for topology in Topology]
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="main.cf is root's")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from setuphost import EXAMPLES, SetupHost, setup_host
 
-from gatepost.admin.postfix_config import PostfixConfig
-from gatepost.admin.postfix_wiring import Topology
-from gatepost.admin.setup_plan import Plan, Planner, Role, entry_line, hop_line, hop_of, role
-from gatepost.admin.setup_sockets import UnreachableError, sockets
+from gatepost.admin.postfix.config import PostfixConfig
+from gatepost.admin.postfix.wiring import Topology
+from gatepost.admin.setup.plan import Plan, Planner, Role, entry_line, hop_line, hop_of, role
+from gatepost.admin.setup.sockets import UnreachableError, sockets
 from gatepost.service.config import load
 
 MILTER = "unix:gatepost/milter.sock"

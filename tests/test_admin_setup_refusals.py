@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from setuphost import SetupHost, setup_host
 
-from gatepost.admin.postfix_wiring import Topology
-from gatepost.admin.setup_advice import advice
-from gatepost.admin.setup_refusals import refusals
+from gatepost.admin.postfix.wiring import Topology
+from gatepost.admin.setup.advice import advice
+from gatepost.admin.setup.refusals import refusals
 from gatepost.service.config import load
 
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gatepost.admin.command import main
-from gatepost.admin.setup_sendmail import FIRST_LINE
+from gatepost.admin.setup.sendmail import FIRST_LINE
 
 EXAMPLE = Path(__file__).parent.parent / "examples/sendmail"
 CONTOSO = """

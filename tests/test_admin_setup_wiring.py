@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gatepost.admin.postfix_config import split
-from gatepost.admin.postfix_hop import hop_services
-from gatepost.admin.postfix_wiring import DECIDED_BY_HAND, Hop, Kind, Sockets, Topology, Wire, filter_files, main_cf
+from gatepost.admin.postfix.config import split
+from gatepost.admin.postfix.hop import hop_services
+from gatepost.admin.postfix.wiring import DECIDED_BY_HAND, Hop, Kind, Sockets, Topology, Wire, filter_files, main_cf
 from gatepost.service.config import load
 
 EXAMPLES = Path(__file__).parent.parent / "examples/postfix"

@@ -13,9 +13,10 @@ from click import unstyle
 from click.testing import CliRunner
 from doctors import circumstances, texts
 
-from gatepost.admin import doctor, doctor_output
 from gatepost.admin.command import main
-from gatepost.admin.doctor_model import AbsentError, Check, Circumstances, Finding, Severity, error, info, ok, warning
+from gatepost.admin.doctor import output as doctor_output
+from gatepost.admin.doctor import run as doctor
+from gatepost.admin.doctor.model import AbsentError, Check, Circumstances, Finding, Severity, error, info, ok, warning
 
 FOUND = [
     Finding(Severity.OK, "bypass is off", check="bypass"),

@@ -16,8 +16,8 @@ from doctors import Raw, circumstances, found, no_postfix, texts
 
 from gatepost.admin.authority import Authority, Credentials
 from gatepost.admin.check_certificate import may_authenticate
-from gatepost.admin.doctor_model import Circumstances
-from gatepost.admin.postfix_config import PostfixConfig, Service
+from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.postfix.config import PostfixConfig, Service
 
 DAY_S = 86400
 NOW = time.time() + DAY_S / 2

@@ -17,8 +17,8 @@ from daemonprocess import Gatepost, free_port, poll
 from doctors import found, no_postfix, texts
 
 from gatepost.admin.configuration import snapshot_with_placeholder
-from gatepost.admin.doctor_daemons import judged_release
-from gatepost.admin.doctor_model import Circumstances
+from gatepost.admin.doctor.daemons import judged_release
+from gatepost.admin.doctor.model import Circumstances
 from gatepost.admin.run import last_errors_file
 from gatepost.admin.status import Running
 from gatepost.service import last_errors

@@ -14,9 +14,9 @@ from doctors import Raw, circumstances, found, no_postfix, texts
 from nameserver import NameServer, Records
 
 from gatepost.admin.command import main
-from gatepost.admin.doctor_dns import LIMIT, srs_domains
-from gatepost.admin.doctor_model import Circumstances
-from gatepost.admin.postfix_config import PostfixConfig
+from gatepost.admin.doctor.dns import LIMIT, srs_domains
+from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.postfix.config import PostfixConfig
 from gatepost.service.resolver import resolver
 
 TIMEOUT_S = 2.0

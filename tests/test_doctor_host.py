@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from doctors import Raw, circumstances, found, texts
 
-from gatepost.admin.doctor_host import judged_room
-from gatepost.admin.doctor_model import Circumstances
+from gatepost.admin.doctor.host import judged_room
+from gatepost.admin.doctor.model import Circumstances
 from gatepost.admin.sandbox import temporary_root
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")

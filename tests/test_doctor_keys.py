@@ -11,8 +11,8 @@ from typing import Optional
 import pytest
 from doctors import circumstances, found, texts
 
-from gatepost.admin.doctor_keys import judged_clock, synchronised
-from gatepost.admin.doctor_model import Circumstances
+from gatepost.admin.doctor.keys import judged_clock, synchronised
+from gatepost.admin.doctor.model import Circumstances
 from gatepost.service.secret import iso_day
 
 DAY_S = 86400

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 from doctorpostfix import Looked
 
-from gatepost.admin.postfix_hop import Override, hop_services
-from gatepost.admin.postfix_wiring import Hop, Sockets
+from gatepost.admin.postfix.hop import Override, hop_services
+from gatepost.admin.postfix.wiring import Hop, Sockets
 
 Look = Callable[..., Looked]
 HOP = "egress-hop"

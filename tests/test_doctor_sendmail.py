@@ -13,7 +13,7 @@ from doctors import NOW, circumstances, found, no_postfix
 from sendmaildaemon import Sendmail, sendmail_root
 
 from gatepost.admin.configuration import snapshot_with_placeholder
-from gatepost.admin.doctor_model import Circumstances
+from gatepost.admin.doctor.model import Circumstances
 
 CHECKS = ("sendmail-milter", "sendmail-maps", "sendmail-rules", "sendmail-socket-folders")
 

@@ -12,8 +12,8 @@ from ledgers import entry
 from nameserver import NameServer
 from postgresql import needs_postgresql
 
-from gatepost.admin.doctor_model import Circumstances
-from gatepost.admin.doctor_store import file_system, judged_backlog, judged_file_system, judged_ledger, judged_server
+from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.doctor.store import file_system, judged_backlog, judged_file_system, judged_ledger, judged_server
 from gatepost.service import schema
 from gatepost.service.database import Database
 from gatepost.service.ledger import Entry

@@ -55,7 +55,7 @@ def doctor(
     Exit status: 0 if all is well, 1 with warnings or where something could not be looked at, 2 with errors,
     78 if gatepost's configuration cannot be used.
     """
-    from gatepost.admin import doctor
+    from gatepost.admin.doctor import run as doctor
 
     directory = as_path(config_directory) if config_directory else None
     sys.exit(doctor.run(as_path(config), config_directory=directory, addresses=addresses, as_json=as_json, quiet=quiet))

@@ -65,7 +65,7 @@ def postfix(
     What you have stays, behind gatepost's entries. It refuses an open relay, and what would lead mail past the egress
     hop. A second --apply finds nothing to do.
     """
-    from gatepost.admin import setup as setting_up
+    from gatepost.admin.setup import postfix as setting_up
 
     if do and undo:
         raise click.UsageError("--apply and --undo exclude each other")
@@ -90,6 +90,6 @@ def sendmail(config: str, output: Optional[str]) -> None:
     What to change in gatepost.toml goes to standard error. A FILE that this command has not made is left alone.
     Exit status: 78 if Sendmail cannot do what gatepost.toml asks for, 73 if FILE cannot be written.
     """
-    from gatepost.admin import setup_sendmail
+    from gatepost.admin.setup import sendmail as setup_sendmail
 
     sys.exit(setup_sendmail.run(as_path(config), as_path(output) if output else None))

@@ -17,7 +17,24 @@ if TYPE_CHECKING:
 
 @click.group()
 def srs() -> None:
-    """Make, reverse and inspect SRS addresses."""
+    """Make, reverse and inspect SRS addresses; make and change their secret."""
+
+
+@srs.command(
+    epilog="""\b
+Example:
+  gatepost srs init && ls -l /var/lib/gatepost/srs.secret"""
+)
+@click.pass_obj
+def init(config: str) -> None:
+    """Make the SRS secret, unless there is one.
+
+    The first start of a daemon does the same. Run by root, it gives the file to the owner of the state directory.
+    Exit status 78 if it cannot be made, or the configuration is wrong.
+    """
+    from gatepost.admin import srs_commands
+
+    srs_commands.init(as_path(config))
 
 
 _addresses = click.argument("addresses", metavar="ADDRESS...", nargs=-1, required=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SRS addresses by hand: `gatepost srs forward`, `reverse` and `inspect`."""
+"""The SRS secret and SRS addresses by hand: `gatepost srs init`, `forward`, `reverse` and `inspect`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,23 @@ from urllib.parse import unquote
 
 import click
 
-from gatepost.admin.configuration import complain, open_store, printable, problems_reported, secret_missing
+from gatepost.admin.configuration import (
+    become_owner,
+    complain,
+    open_store,
+    printable,
+    problems_reported,
+    resign_ownership,
+    secret_missing,
+)
 from gatepost.relay import Organization, Patterns
 from gatepost.service import rewriting
 from gatepost.service.addresses import domain_of, parse_address
+from gatepost.service.config import load
 from gatepost.service.reversal import Bounce, day, ours
 from gatepost.service.reversal import reverse as reverse_address
 from gatepost.service.rewriting import BOUNCES, Egress
+from gatepost.service.secret import ensure_secret
 from gatepost.service.snapshot import Snapshot, load_snapshot, srs_domain_of
 from gatepost.service.srs_config import COMPACT, Format
 from gatepost.service.store import Store, StoreError
@@ -46,6 +56,23 @@ def bare(text: str) -> str:
     """Return an address without the angle brackets that a log or a transcript puts around it."""
     text = text.strip()
     return text[1:-1] if text.startswith("<") and text.endswith(">") else text
+
+
+def init(path: Path) -> None:
+    """Make the SRS secret (0640) unless there is one, for the owner of the state directory."""
+    with problems_reported():
+        config = load(path)
+        file = config.srs.secret_file
+        become_owner(config)
+        try:
+            made = ensure_secret(file, 0o640)
+        finally:
+            resign_ownership()
+    if made:
+        text = f"Made a new SRS secret in {file}. Keep a copy of it: bounces of rewritten mail need it."
+    else:
+        text = f"{file}: there is an SRS secret already, and it stays as it is."
+    click.echo(printable(text))
 
 
 def forward(

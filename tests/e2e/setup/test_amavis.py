@@ -68,7 +68,7 @@ def test_amavis_sees_each_message_once_and_with_its_first_client(story: Story, a
     assert all("ADDR=192.0.2.5" in " ".join(mail.xforward) for mail in seen)
 
 
-def test_mail_that_amavis_hands_back_is_not_recorded_as_a_client_s(story: Story) -> None:
+def test_mail_that_amavis_hands_back_is_not_judged_again(story: Story) -> None:
     """What is forwarded has a second row, of the hop: behind amavis it does not know the message that came in."""
     assert sorted(story.recorded) == [
         ("", "r3@example.com"),

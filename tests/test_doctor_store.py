@@ -100,8 +100,8 @@ def test_a_server_that_is_away_is_an_error_without_the_password(tmp_path: Path) 
 
 @needs_postgresql
 def test_a_database_in_latin_1_is_an_error(postgresql_url: str, tmp_path: Path, query: Query) -> None:
-    query(postgresql_url, "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1'")
-    url = postgresql_url.rpartition("/")[0] + "/latin"
+    query(postgresql_url, "CREATE DATABASE doctor_latin TEMPLATE template0 ENCODING 'LATIN1'")
+    url = postgresql_url.rpartition("/")[0] + "/doctor_latin"
     assert texts(looking(url, tmp_path), "store")[0] == "error: the database's encoding is LATIN1"
 
 

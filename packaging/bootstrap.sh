@@ -79,3 +79,12 @@ unpack() {
     touch "$folder"
     rm -rf "$work"
 }
+
+# List the files of the source tree $top, each ended by a NUL: those that git knows or would add; without git, all.
+source_files() {
+    if [ -e "$top/.git" ]; then
+        git -c "safe.directory=$top" -C "$top" ls-files -z --cached --others --exclude-standard
+    else
+        (cd "$top" && find . -path ./dist -prune -o -path './.venv*' -prune -o -name '*_cache*' -prune -o -type f -print0)
+    fi
+}

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import IO, Optional
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,13 +20,18 @@ STOCK = Path(__file__).parent / "data/setup"
 """Debian's main.cf of a server for contoso.com, and the services of its master.cf."""
 EXAMPLES = Path(__file__).parent.parent / "examples/postfix"
 
-# It stands for postfix(1), which only runs on a whole installation: state in files beside it, what it did in a log.
+# It stands for postfix(1), which only runs on a whole installation: what it is to do in files beside it, what it did in
+# a log.
 _POSTFIX = """#!/bin/sh
 here=$(dirname "$0")
 echo "$3" >> "$here/log"
 case $3 in
-status) test -e "$here/running" ;;
-check) test ! -e "$here/complaint" || ! grep -q gatepost "$2/main.cf" || { cat "$here/complaint" >&2; exit 1; } ;;
+check)
+    grep -q gatepost "$2/main.cf" || exit 0
+    test ! -e "$here/signal" || kill -s "$(cat "$here/signal")" $PPID
+    test ! -e "$here/complaint" || { cat "$here/complaint" >&2; exit 1; } ;;
+reload)
+    test ! -e "$here/fatal" || ! grep -q gatepost "$2/main.cf" || rm "$here/../spool/pid/master.pid" ;;
 esac
 """
 
@@ -39,6 +45,7 @@ class SetupHost:
     programs: Path
     configuration: Path
     queue: Path
+    _lock: Optional[IO[str]] = None
 
     def setup(self, *options: str) -> Result:
         """Run `gatepost setup postfix`."""
@@ -73,13 +80,15 @@ class SetupHost:
 
     @property
     def actions(self) -> list[str]:
-        """What postfix(1) was asked to do, beside being asked whether it runs."""
+        """What postfix(1) was asked to do."""
         log = self.programs / "log"
-        return [line for line in log.read_text().split() if line != "status"] if log.exists() else []
+        return log.read_text().split() if log.exists() else []
 
     def run_postfix(self) -> None:
-        """Have postfix(1) say that it runs."""
-        (self.programs / "running").touch()
+        """Hold the lock that master(8) holds while it runs."""
+        (self.queue / "pid").mkdir()
+        self._lock = (self.queue / "pid/master.pid").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def told(self, result: Result) -> str:
         """Return what was printed, folders of this host replaced."""

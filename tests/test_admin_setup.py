@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetupHost:
 @pytest.mark.parametrize("topology", ["relay-hub", "forwarder"])
 def test_what_it_prints_for_debians_main_cf(host: SetupHost, topology: str) -> None:
     result = host.configure(topology).setup()
-    assert (result.exit_code, host.told(result)) == (0, (STOCK / f"{topology}.txt").read_text())
+    told = re.sub(r"^Postfix \d+\.\d+", "Postfix VERSION", host.told(result))
+    assert (result.exit_code, told) == (0, (STOCK / f"{topology}.txt").read_text())
 
 
 def test_printing_changes_nothing(host: SetupHost) -> None:

@@ -78,4 +78,5 @@ def test_a_manual_page_is_formatted_without_a_warning(path: Path) -> None:
         ["groff", "-mdoc", "-Tutf8", "-ww", str(path)], capture_output=True, text=True, check=True, timeout=30
     )
     assert done.stderr == ""
-    assert f"{path.stem.upper()}({path.suffix[1:]})" in done.stdout.splitlines()[0]
+    title = re.sub(r"\x1b\[\d+m", "", done.stdout.splitlines()[0])  # groff 1.23 underlines it
+    assert title.startswith(f"{path.stem.upper()}({path.suffix[1:]})")

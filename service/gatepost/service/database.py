@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from gatepost.service import schema
+from gatepost.service.srs_config import without_password
 from gatepost.service.store import StoreError
 
 BUSY_S = 1.0
@@ -66,7 +67,7 @@ class Database:
             raise StoreError("the store's URL is not one of a database") from None
         self._statement_s = statement_s
         self._is_sqlite = self._engine.dialect.name == "sqlite"
-        self._name = str(self._engine.url.database) if self._is_sqlite else self._engine.url.render_as_string()
+        self._name = str(self._engine.url.database) if self._is_sqlite else without_password(url)
         self._connection: Optional[sa.engine.Connection] = None
         self._file: Optional[tuple[int, int]] = None
         self._deadline = 0.0

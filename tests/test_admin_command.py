@@ -85,7 +85,7 @@ def test_wrong_usage_ends_with_64() -> None:
     result = CliRunner().invoke(main, ["bypass", "maybe"])
     assert result.exit_code == 64
     assert result.output.endswith(
-        "Error: Invalid value for 'on|off|status': 'maybe' is not one of 'on', 'off', 'status'.\n"
+        "Error: Invalid value for '[on|off|status]': 'maybe' is not one of 'on', 'off', 'status'.\n"
     )
 
 

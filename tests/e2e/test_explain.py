@@ -61,7 +61,8 @@ def test_queue_id_in_postfix_log_leads_to_what_was_rewritten(hub: Stage) -> None
     assert f"Queue ID {logged} Message-ID <77@app.contoso.com> Client 192.0.2.5, authenticated (SASL)" in text
     assert "To y@example.com: relayed, exempt Relayed: the client has authenticated (SASL)" in text
     assert "ceo@contoso.com: contoso.com is" in text
-    assert text.endswith(f"Envelope afterwards MAIL FROM:<{mail.mail_from.lower()}> RCPT TO:<y@example.com>")
+    title = "Envelope afterwards (the ledger has it in lower case)"
+    assert text.endswith(f"{title} MAIL FROM:<{mail.mail_from.lower()}> RCPT TO:<y@example.com>")
 
 
 def test_certificate_is_explained_by_its_names(hub: Stage) -> None:

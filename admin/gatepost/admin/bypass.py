@@ -114,8 +114,9 @@ def _who() -> str:
 
 
 def _log(text: str) -> None:
-    """Log to standard error, and where mail is logged."""
+    """Log where mail is logged, and to standard error unless that is a person's terminal, who reads what it means."""
     log.name_process("bypass")
-    log.warning(text)
+    if not os.isatty(2):
+        log.warning(text)
     syslog.openlog("gatepost/bypass", syslog.LOG_PID, syslog.LOG_MAIL)
     syslog.syslog(syslog.LOG_WARNING, f"warning: {text}")

@@ -67,7 +67,7 @@ configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
 )
 @click.pass_context
 def main(context: click.Context, config: str) -> None:
-    """Exchange Online's relay requirements and SRS for Postfix."""
+    """Exchange Online's relay requirements and SRS for Postfix and Sendmail."""
     context.obj = config
     if "NO_COLOR" in os.environ:
         context.color = False
@@ -80,7 +80,7 @@ Examples:
   gatepost bypass status || echo "bypass is on"
   gatepost bypass off"""
 )
-@click.argument("action", metavar="on|off|status", type=click.Choice(["on", "off", "status"]))
+@click.argument("action", metavar="[on|off|status]", default="status", type=click.Choice(["on", "off", "status"]))
 @click.pass_obj
 def bypass(config: str, action: str) -> None:
     """Take gatepost out of the way of mail, or back in.

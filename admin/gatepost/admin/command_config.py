@@ -36,7 +36,7 @@ def init(config: str, stdout: bool) -> None:
     "check",
     epilog="""\b
 Example:
-  gatepost config check && systemctl reload gatepost""",
+  gatepost config check && systemctl reload gatepost.target""",
 )
 @click.pass_obj
 def config_check(config: str) -> None:

@@ -90,7 +90,8 @@ def _recipient(recorded: Then, today: Answer, requirements: str) -> Iterator[str
     if recorded.outcome:
         yield from check_output.for_upstream(today)
     for envelope in recorded.envelopes:
-        yield from check_output.envelope("Envelope afterwards", envelope)
+        note = " (the ledger has it in lower case)" if entry.rewritten and entry.rewritten == envelope.mail_from else ""
+        yield from check_output.envelope(f"Envelope afterwards{note}", envelope)
 
 
 def _upstream(entry: Entry) -> Iterator[str]:

@@ -62,7 +62,8 @@ def print_finished(job: Job, summary: Summary) -> None:
     click.echo(f"\nKept as job {job.job_id}: {job.rows:,} row{'s' if job.rows != 1 else ''}.")
     if job.rows:
         short = job.job_id[:8]
-        click.echo(f"  gatepost report show {short}        what to change for each of them")
+        more = "all of them" if job.type is ReportType.REWRITTEN else "what to change for each of them"
+        click.echo(f"  gatepost report show {short}        {more}")
         click.echo(f"  gatepost report export {short} --format html > report.html")
         click.echo(f"  gatepost report export {short} --format csv > report.csv")
 

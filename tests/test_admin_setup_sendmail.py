@@ -60,7 +60,7 @@ def test_sockets_are_those_of_the_configuration(
 
 def test_rules_have_a_tab_between_their_sides(tmp_path: Path) -> None:
     rules = [line for line in setup(tmp_path, BY_MILTER + CONTOSO).stdout.splitlines() if line.startswith("R")]
-    assert len(rules) == 21
+    assert len(rules) == 44
     assert all("\t" in rule for rule in rules)
 
 

@@ -30,7 +30,7 @@ from gatepost.policyd.wire import netstring
 from gatepost.policyd.worker import Worker
 from gatepost.service.config import parse
 from gatepost.service.fields import Listen
-from gatepost.service.metrics import ERRORS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, SRS_REWRITES
+from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, SRS_REWRITES
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot, build
 from gatepost.service.store import Store
@@ -64,8 +64,7 @@ def snapshot(folder: Path, nameserver: str = "", **srs: object) -> Snapshot:
     return build(parse(raw, Path("gatepost.toml")), Keys([b"the first key"]), 0.0)
 
 
-def srs(snapshot: Snapshot) -> bytes:
-    original = Address("bob", "fabrikam.com")
+def srs(snapshot: Snapshot, original: Address = Address("bob", "fabrikam.com")) -> bytes:  # noqa: B008
     return str(snapshot.exchange.forward(original, "bounces", "contoso.com", int(time.time()) // 86400)).encode()
 
 
@@ -235,6 +234,15 @@ def test_map_lookups_are_counted_and_not_logged(service: Service) -> None:
     assert service.count(SRS_REVERSALS, "original") == 1
 
 
+def test_an_original_in_a_domain_that_is_nobodys_is_answered_and_no_bounce(service: Service) -> None:
+    address = srs(service.snapshot, Address("doctor", "gatepost.invalid"))
+    with service.connect() as client:
+        ask(client, netstring(b"reverse " + address), netstring(b"OK doctor@gatepost.invalid"))
+        ask(client, netstring(b"reverse " + srs(service.snapshot)), netstring(b"OK bob@fabrikam.com"))
+    assert service.count(SRS_REVERSALS, "original") == 1
+    until(lambda: service.count(LEDGER_RECORDS, "spooled") == 1)
+
+
 @pytest.mark.parametrize(("request_", "answer"), [(RCPT, DUNNO), (EGRESS, EGRESS_ANSWER)], ids=["policy", "socketmap"])
 def test_pipelined_requests_are_answered_in_order(service: Service, request_: bytes, answer: bytes) -> None:
     with service.connect() as client:
@@ -351,7 +359,7 @@ def test_unknown_token_is_no_guess(tmp_path: Path) -> None:
         assert service.count(SRS_REVERSALS, "unknown") == 3
 
 
-def test_sender_that_cannot_be_rewritten_is_itself_in_the_forward_map_and_counted_as_no_rewrite(tmp_path: Path) -> None:
+def test_sender_that_cannot_be_rewritten_is_itself_in_the_forward_map_counted_apart_and_logged(tmp_path: Path) -> None:
     sender = b"bob+" + b"b" * 240 + b"@fabrikam.com"
     with running(tmp_path, snapshot(tmp_path, form="long")) as service:
         with service.connect() as client, service.connect(FORWARD) as table:
@@ -362,7 +370,9 @@ def test_sender_that_cannot_be_rewritten_is_itself_in_the_forward_map_and_counte
                 assert service.count(SRS_REWRITES, form) == 0
             assert asked(client, b"forward bob@fabrikam.com") == b"OK " + srs(service.snapshot)
         assert service.count(SRS_REWRITES, "bounces") == 1
-        assert service.count(MAP_LOOKUPS, "forward", "ok") == 4
+        assert service.count(MAP_LOOKUPS, "forward", "ok") == 1
+        assert service.count(MAP_LOOKUPS, "forward", "unrewritable") == 3
+        assert "map forward: <bob+" in service.log()
 
 
 # --- the store

@@ -117,6 +117,8 @@ class Entry(NamedTuple):
 
 NOTFOUND = Entry(Found.NOTFOUND)
 
+NONE = "none"
+"""The form of a `Rewritten` that is the sender itself."""
 _BOUNCED = f"error:{replies.UNREWRITABLE.status} {replies.UNREWRITABLE.text}"
 """The transport for mail in the queue that can't be rewritten: Postfix's error(8) bounces it at once."""
 LATER = "retry:4.4.3 gatepost: the SPF record of the sender's domain is not known yet"
@@ -408,8 +410,8 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
     """Answer the map `forward`: what the sender *key* is rewritten to, None where it stays.
 
     For sender_canonical_maps and Sendmail, which rewrite at once: in the organisation's name, for who forwarded is not
-    known there. What can't be rewritten becomes itself, for a canonical map can't refuse, and Postfix would ask for
-    the address without its extension.
+    known there. What can't be rewritten becomes itself: a canonical map can't refuse, and after NOTFOUND Postfix would
+    ask for the address without its extension. Sendmail's rules know that answer, and refuse.
     """
     if key.find("@") < 1 or snapshot.bypassed():
         return None
@@ -419,7 +421,7 @@ def forward(snapshot: Snapshot, key: str, now: int) -> Optional[Rewritten]:
     try:
         return rewriting.relayed(snapshot, key, None, now)
     except AddressError:
-        return Rewritten(key, "none")
+        return Rewritten(key, NONE)
 
 
 def _line(request: Attributes, action: str, *, redirect: str = "", **more: str) -> str:

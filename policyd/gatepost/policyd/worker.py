@@ -40,6 +40,8 @@ STORE_S = 2.0
 SPF_S = 2.5
 """How long SPF may take, its own limit of 2 s and the wait for a thread together."""
 _COMPLAIN_S = 1.0
+_NOBODYS = ".invalid"
+"""No mail comes from such a domain (RFC 6761, 6.4): who asks for it, as `gatepost doctor` does, has no bounce."""
 _SAME_BOUNCE_S = 10.0
 _BOUNCED = 10_000
 _WRITING = 10_000
@@ -121,12 +123,15 @@ class Worker:
     def complain(self, kind: str, text: str, *, closed: bool = True) -> None:
         """Count what went wrong with a connection or the store, and log it, at most one a second."""
         self.series.add(ERRORS, ("policyd", kind))
+        self._warn(f"{text}{', connection closed' if closed else ''}")
+
+    def _warn(self, text: str) -> None:
         now = time.monotonic()
         if now < self._complain_at:
             self._not_logged += 1
             return
         more = f" ({self._not_logged} more before)" if self._not_logged else ""
-        log.warning(f"{text}{', connection closed' if closed else ''}{more}")
+        log.warning(f"{text}{more}")
         self._complain_at = now + _COMPLAIN_S
         self._not_logged = 0
 
@@ -229,7 +234,7 @@ class Worker:
         """Answer a look-up and count it."""
         try:
             if request.map_name == "forward":
-                entry = self._forward(fetched)
+                entry = self._forward(request.key, fetched)
             else:
                 now = int(time.time())
                 entry = decisions.look_up(self.snapshot, request.map_name, request.key, now, fetched.stored)
@@ -239,21 +244,25 @@ class Worker:
         if self.spf and request.map_name == "egress" and entry.found is Found.OK:
             entry = self._unless_spared(self.spf, request.key, entry)
         known = entry.found is not Found.PERM
-        self.series.add(MAP_LOOKUPS, (request.map_name if known else "other", entry.found.value.lower()))
-        if entry.bounce is not None:
+        itself = fetched.rewritten is not None and fetched.rewritten.form == decisions.NONE
+        result = "unrewritable" if itself and entry.found is Found.OK else entry.found.value.lower()
+        self.series.add(MAP_LOOKUPS, (request.map_name if known else "other", result))
+        if entry.bounce is not None and not entry.text.endswith(_NOBODYS):
             self.series.add(SRS_REVERSALS, (entry.bounce.value,))
             if entry.bounce is Bounce.ORIGINAL:
                 self.record_bounce(request.key)
         return entry
 
-    def _forward(self, fetched: Fetched) -> Entry:
+    def _forward(self, key: str, fetched: Fetched) -> Entry:
         if fetched.error is not None:
             if fetched.rewritten is None:
                 raise fetched.error
             self.store_failed(fetched.error)
         if fetched.rewritten is None:
             return decisions.NOTFOUND
-        if fetched.rewritten.form != "none":
+        if fetched.rewritten.form == decisions.NONE:
+            self._warn(f"map forward: {log.address(key)} cannot be rewritten with SRS, so the answer is itself")
+        else:
             self.series.add(SRS_REWRITES, (fetched.rewritten.form,))
         return Entry(Found.OK, fetched.rewritten.address)
 

@@ -51,6 +51,7 @@ Kforward socket -f -q -T<TMPF> @MAP@
 Kreverse socket -f -q -T<TMPF> @MAP@
 Kgatepost_srs regex -a<SRS> ([+]|%2B)SRS(=|%3D)|^"?SRS[01]([-=+]|%2B|%2D|%3D)
 Kgatepost_note macro
+C{gatepost_outside}smtp esmtp smtp8 dsmtp relay
 
 
 dnl Bounces: a recipient that is an SRS address of ours becomes the original sender, whoever sends to it, this Sendmail
@@ -62,25 +63,59 @@ R< $+ <TMPF> > $| $*	$#error $@ 4.4.3 $: "451 gatepost cannot be asked now, plea
 R< $+ > $| $*		$@ $>Parse0 $>canonify $1
 R$* $| $*		$: $2
 
+dnl A ruleset for senders can't put a message off, and check_compat bounces it where another recipient has failed
+dnl before. So the map is asked here, once a recipient turns out to lead outside, and the sender's ruleset, further on,
+dnl goes by that answer as long as the sender is the same. What goes to the sender itself is a bounce, as a rule, which
+dnl Sendmail parses as if it came from there.
+R$*			$: < $&{addr_type} > $1
+R< e s > $*		$: < $(gatepost_note {gatepost_sender} $@ NONE $) > $1
+R< e r > $+ < @ $+ . >	$: < = $1 @ $2 > $1 < @ $2 . >
+R< e r > $*		$: < = > $1
+R< = $&f > $*		$@ $1
+R< = $* > $*		$: < > $| $>Parse1 $2
+R< > $| $#$={gatepost_outside} $*	$: < $1 $2 > $| $>GatepostAsk $&f
+R< > $| $#$*		$#$1
+R< $* > $| $#$*		$#$2
+R< $+ > $| < $* >	$#$1
+R< > $| $*		$@ $1
+R< $* > $*		$: $2
+
 
 dnl Forwarded mail: aliases and .forward files lead outside behind the milter, so the envelope sender is rewritten as
-dnl the message leaves. gatepost has no answer for senders that leave as they are: yours, its own, and none at all.
+dnl the message leaves. gatepost has no answer for senders that leave as they are: yours, its own, and none at all. For
+dnl one that it cannot rewrite the answer is the sender itself. A macro is never deleted, for a bounce would see that of
+dnl the message that it is about. $n: Sendmail's own bounces.
 LOCAL_RULESETS
 SGatepostForward
-R$*			$: $(gatepost_note {gatepost_forward} $) $1
+R$*			$: $(gatepost_note {gatepost_forward} $@ OK $) $1
 R$* < @ > $*		$@ $1 < @ > $2
+R$n < @ $=w . >		$@ $n < @ $1 . >
+R$n < @ $M >		$@ $n < @ $M >
 R$+ < @ $+ . >		$: $1 < @ $2 >
-R$+ < @ $+ >		$: < $(forward $1 @ $2 $: $) > $| $1 < @ $2 >
+R$+ < @ $+ >		$: $(gatepost_note {gatepost_asked} $@ $1 @ $2 $) $1 @ $2
+R$&{gatepost_sender}	$@ $&{gatepost_answer}
+R$+			$: < $(forward $1 $: $) > $| $1
 R< $+ <TMPF> > $| $*	$@ $(gatepost_note {gatepost_forward} $@ TMPF $) $2
-R< $+ > $| $*		$@ $1
-R$* $| $*		$: $2
+R< $&{gatepost_asked} > $| $*	$@ $(gatepost_note {gatepost_forward} $@ NEVER $) $1
+R< > $| $*		$: < $1 > $| $1
+R< $+ > $| $*		$@ $(gatepost_note {gatepost_sender} $@ $2 $) $(gatepost_note {gatepost_answer} $@ $1 $) $1
 
-dnl A ruleset for senders can't put a message off, and it would leave unrewritten. This one can, and comes right behind
-dnl it. With FEATURE(`compat_check'), which ends check_compat, these lines must stand above that.
+SGatepostAsk
+R$*			$: $>EnvFromSMTP $>canonify $1
+R$*			$: < $&{gatepost_forward} > $(gatepost_note {gatepost_forward} $@ OK $)
+R$*			$@ $>GatepostFailed $1
+
+SGatepostFailed
+R< TMPF >		$#error $@ 4.4.3 $: "451 gatepost cannot be asked now, please try again later"
+R< NEVER >		$#error $@ 5.1.7 $: "553 Sender address is too long or malformed, so it can't be rewritten for relaying"
+R$*			$@ < >
+
+dnl Where it is asked as the message leaves all the same, check_compat comes right behind that; local mailers, without a
+dnl host, have not asked. With FEATURE(`compat_check'), which ends check_compat, these lines must stand above it.
 Scheck_compat
-R$*			$: < $&{gatepost_forward} > $1
-R< TMPF > $*		$#error $@ 4.4.3 $: "451 gatepost cannot be asked now, please try again later"
-R< $* > $*		$: $2
+R$*			$: $1 $| $&h $| $>GatepostFailed < $&{gatepost_forward} >
+R$* $| $* $| $+ $| $#$*	$#$4
+R$* $| $* $| $* $| $*	$: $1 $| $2
 
 dnl Behind what EnvFromSMTP does already: it is the ruleset of smtp, esmtp, smtp8, dsmtp and relay.
 MAILER_DEFINITIONS
@@ -95,7 +130,7 @@ Minside,	P=[IPC], F=mDFMuXa, S=EnvFromInside/HdrFromSMTP, R=EnvToSMTP, E=\\r\\n,
 		A=ESMTP_MAILER_ARGS
 
 SEnvFromInside
-R$*			$: $(gatepost_note {gatepost_forward} $) $1
+R$*			$: $(gatepost_note {gatepost_forward} $@ OK $) $1
 R$+			$: $>PseudoToReal $1
 R$* :; <@>		$@
 R$*			$: $>MasqSMTP $1

@@ -209,6 +209,12 @@ def test_names_tell_kind_and_unit_in_base_units() -> None:
         assert not re.search(r"_(ms|milliseconds|minutes|hours|days|kb|megabytes)(_|$)", item.name)
 
 
+@pytest.mark.parametrize("daemon", ["milter", "policyd"])
+def test_srs_recipients_that_are_not_brought_back_are_shown_from_the_start(daemon: str) -> None:
+    wanted = {(metrics.SRS_REVERSALS, (result,)) for result in ("forged", "expired", "unknown")}
+    assert wanted <= set(metrics.shown_at_zero(daemon))
+
+
 def test_kinds_of_errors_in_the_code_are_shown_from_the_start() -> None:
     def source(folder: str) -> str:
         return "".join(path.read_text() for path in (TOP / folder).rglob("*.py"))

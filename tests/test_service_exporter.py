@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gatepost.service import metrics
-from gatepost.service.exporter import CONNECTIONS, Server, application, collect, notes, problems
+from gatepost.service.exporter import CONNECTIONS, Server, application, beating, collect, notes, problems
 from gatepost.service.series import Series, attached
 
 
@@ -216,6 +216,15 @@ def test_a_heartbeat_of_more_than_five_seconds_ago_is_a_problem(tmp_path: Path, 
         f"milter: process {os.getpid()} is silent for 7.2 s",
         "milter: 1 of 2 workers are ready",
     ]
+
+
+@pytest.mark.usefixtures("supervisor")
+def test_workers_that_beat_are_counted_by_daemon(tmp_path: Path, workers: list[Series]) -> None:
+    now = time.monotonic()
+    assert beating(collect(tmp_path), now) == {"milter": 2}
+    workers[0].beat(now - 7.25)
+    workers[1].beat(now + 1e6)
+    assert beating(collect(tmp_path), now) == {}
 
 
 def test_a_heartbeat_from_before_the_last_boot_is_a_problem(tmp_path: Path, workers: list[Series]) -> None:

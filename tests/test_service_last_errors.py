@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from gatepost.service.last_errors import SLOTS, keep, read
 
@@ -37,6 +41,49 @@ def test_no_file_is_no_error(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
     keep(tmp_path / "missing" / "last-errors", "line", 1.0)
     keep(tmp_path, "line", 1.0)
+
+
+def test_lines_of_the_future_give_way_first(tmp_path: Path) -> None:
+    """The clock ran ahead until NTP had set it."""
+    file = tmp_path / "last-errors"
+    for number in range(SLOTS):
+        keep(file, f"ahead {number}", 9000.0 + number)
+    for number in range(3):
+        keep(file, f"line {number}", 1000.0 + number)
+    assert sorted(line for at, line in read(file) if at < 9000) == ["line 0", "line 1", "line 2"]
+
+
+def test_a_line_of_the_same_moment_in_another_process_stays(tmp_path: Path) -> None:
+    file = tmp_path / "last-errors"
+    for number in range(SLOTS):
+        keep(file, f"line {number}", 1000.0 + number)
+    keep(file, "of the milter", 2000.5)
+    keep(file, "of policyd", 2000.4)
+    assert [line for _, line in read(file)[:2]] == ["of the milter", "of policyd"]
+
+
+@pytest.mark.parametrize("at", [math.nan, math.inf, 1e300, -1.0])
+def test_an_impossible_time_is_left_out_and_gives_way_first(tmp_path: Path, at: float) -> None:
+    file = tmp_path / "last-errors"
+    for number in range(SLOTS - 1):
+        keep(file, f"line {number}", 1000.0)
+    keep(file, "odd", at)
+    assert "odd" not in [line for _, line in read(file)]
+    keep(file, "last", 1001.0)
+    assert len(read(file)) == SLOTS
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "last-errors"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="last-errors"):
+        read(path)
 
 
 def test_other_octets_in_the_file_are_survived(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from gatepost.service import metrics
 from gatepost.service.exporter import collect
-from gatepost.service.series import CAPACITY_BYTES, Series, SeriesError, attached, clear, fold
+from gatepost.service.series import CAPACITY_BYTES, LIVES, Series, SeriesError, attached, clear, fold, put_away
 
 CONTOSO = ("contoso", "relay", "p1-accepted")
 FABRIKAM = ("fabrikam", "reject", "p1-not-accepted")
@@ -280,13 +282,62 @@ def test_a_file_with_junk_anywhere_behind_its_magic_is_read_without_an_error(
     series.folded()
 
 
-def test_clear_removes_the_files_of_one_daemon_only(tmp_path: Path) -> None:
-    names = ("milter-1.series", "milter-retired.series", "policyd-1.series", "supervisor.milter-0.series")
-    for name in names:
-        Series.create(tmp_path / name)
-    (tmp_path / "milter-retired.series-new").touch()
-    clear(tmp_path, "milter")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["policyd-1.series", "supervisor.milter-0.series"]
+def test_what_a_killed_daemon_left_is_put_away_and_counts_on(tmp_path: Path) -> None:
+    for name in ("milter-1", "milter-2", "policyd-1", "supervisor.milter-0"):
+        Series.create(tmp_path / f"{name}.series").add(metrics.DECISIONS, CONTOSO)
+    put_away(tmp_path, "milter")
+    left = ["milter-retired.series", "policyd-1.series", "supervisor.milter-0.series"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    assert _decisions(tmp_path) == {CONTOSO: 4.0}
+
+
+def test_of_a_daemon_that_is_put_away_no_process_and_no_gauge_remains(tmp_path: Path) -> None:
+    Series.create(tmp_path / "ledger-1.series").set(metrics.LEDGER_BACKLOG, ("ledger",), 9)
+    put_away(tmp_path, "ledger")
+    state = collect(tmp_path)
+    assert (state.processes, state.gauge(metrics.LEDGER_BACKLOG)) == ((), {})
+
+
+def test_what_cannot_be_put_away_goes(tmp_path: Path) -> None:
+    """A disk that is full: the daemon must start, and a file that stays would be a process that is silent."""
+    Series.create(tmp_path / "milter-1.series").add(metrics.DECISIONS, CONTOSO)
+    (tmp_path / "milter-retired.series-new").mkdir()
+    put_away(tmp_path, "milter")
+    assert collect(tmp_path).processes == ()
+
+
+def test_a_retired_file_lists_the_last_lives_only(tmp_path: Path) -> None:
+    path = tmp_path / "milter-1.series"
+    for _ in range(LIVES + 5):
+        path.write_bytes(b"")
+        Series.create(path).add(metrics.DECISIONS, CONTOSO)
+        fold(tmp_path, "milter", path)
+    (retired,) = attached([tmp_path / "milter-retired.series"])
+    assert len(retired.folded()) == LIVES
+    assert _decisions(tmp_path) == {CONTOSO: LIVES + 5.0}
+
+
+def test_counts_of_this_boot_outlive_a_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        Series.create(tmp_path / "milter-1.series").add(metrics.DECISIONS, CONTOSO)
+        put_away(tmp_path, "milter")
+        clear(tmp_path)
+    assert _decisions(tmp_path) == {CONTOSO: 2.0}
+
+
+def test_counts_of_before_the_last_boot_go_with_the_next_start(tmp_path: Path) -> None:
+    """CLOCK_MONOTONIC begins with the boot: what it said before it is in the future."""
+    Series.create(tmp_path / "milter-1.series").beat(time.monotonic() + 1e6)
+    retired = tmp_path / "policyd-retired.series"
+    Series.create(tmp_path / "policyd-1.series").add(metrics.DECISIONS, CONTOSO)
+    put_away(tmp_path, "policyd")
+    with retired.open("r+b") as file:
+        file.seek(40)
+        assert 0 < time.monotonic() - struct.unpack("=d", file.read(8))[0] < 60
+        file.seek(40)
+        file.write(struct.pack("=d", time.monotonic() + 1e6))
+    clear(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_folder_sums_to_nothing(tmp_path: Path) -> None:

@@ -302,7 +302,9 @@ def test_stop_ends_all_workers_and_leaves_nothing_but_the_state(both: Gatepost, 
     assert gone(workers)
     assert not Path(both.socket).exists()
     assert not Path(both.policyd_socket).exists()
-    assert list((both.state / "metrics").iterdir()) == []
+    left = {path.name for path in (both.state / "metrics").iterdir()}
+    retired = {f"{name}-retired.series" for name in ("milter", "policyd", "ledger", "metrics")}
+    assert left == retired
 
 
 def test_policyd_still_answers_while_a_message_is_in_the_milter_that_stops(both: Gatepost) -> None:
@@ -499,6 +501,28 @@ def test_milter_and_policyd_apart_share_one_metrics_address_and_either_shows_bot
                 assert milter.metric('gatepost_messages_total{action="pass",daemon="milter"}') == 1
                 assert milter.metric('gatepost_map_lookups_total{map="egress",result="notfound"}') == 1
         assert milter.get("/healthz") == (200, "ok\n")
+
+
+def test_sums_of_milter_and_policyd_never_fall_when_one_stops_starts_or_is_killed(tmp_path: Path) -> None:
+    """To Prometheus a sum that falls is a counter that began anew: it takes all that is left for new."""
+    milter = Gatepost(tmp_path, command="milter", metrics=True)
+    policyd = Gatepost(tmp_path, command="policyd")
+    policyd.metrics_port = milter.metrics_port
+    policyd.configure()
+    judged = 'gatepost_stage_duration_seconds_count{stage="map"}'
+    with milter:
+        with policyd:
+            assert asks_policyd(policyd) == b"9:NOTFOUND ,"
+        assert milter.metric(judged) == 1
+        assert "policyd" not in milter.get("/metrics?name[]=gatepost_workers&name[]=gatepost_workers_wanted")[1]
+        with policyd:
+            assert milter.metric(judged) == 1
+            assert asks_policyd(policyd) == b"9:NOTFOUND ,"
+            policyd.signal(signal.SIGKILL)
+            policyd.wait()
+        with policyd:
+            assert milter.metric(judged) == 2
+            assert milter.get("/healthz") == (200, "ok\n")
 
 
 def test_workers_end_by_themselves_when_the_supervisor_is_killed_and_the_next_start_takes_over(

@@ -9,7 +9,7 @@ import pwd
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -83,7 +83,7 @@ def snapshot_with_placeholder(path: Path, now: Optional[float] = None) -> tuple[
 
 
 def load_usable_part(path: Path) -> tuple[Config, tuple[str, ...]]:
-    """Return the configuration in *path*, and what is wrong with it: then it has the state folder alone.
+    """Return the configuration in *path*, and what is wrong with it: then it has state folder and store alone.
 
     Running daemons keep the configuration from before the error. Raises ConfigError for a file that is no TOML.
     """
@@ -91,7 +91,10 @@ def load_usable_part(path: Path) -> tuple[Config, tuple[str, ...]]:
         return load(path), ()
     except ConfigError as error:
         raw = read(path)
-        kept = {key: raw[key] for key in ("state_directory",) if key in raw}
+        kept: dict[str, object] = {key: raw[key] for key in ("state_directory", "store") if key in raw}
+        with suppress(ConfigError):
+            return parse(kept, path), tuple(error.problems)
+        kept.pop("store", None)
         return parse(kept, path), tuple(error.problems)
 
 

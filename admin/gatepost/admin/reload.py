@@ -40,7 +40,8 @@ def _name(path: Path) -> str:
 
 
 def _runs(series: Series) -> bool:
-    return time.monotonic() - series.heartbeat < _SILENT_S
+    # A heartbeat of the future was written before the last boot; its process is another one by now.
+    return 0 <= time.monotonic() - series.heartbeat < _SILENT_S
 
 
 def _reload(series: Series) -> Outcome:

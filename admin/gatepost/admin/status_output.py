@@ -16,16 +16,17 @@ import click
 from gatepost.admin.check_output import wrapped
 from gatepost.admin.configuration import in_words, printable
 from gatepost.service.ledger import DEFER, MEND, PASS, QUARANTINE, REJECT, RETURN, REWRITE, TAG
-from gatepost.service.organizations import Mode, OrganizationConfig
+from gatepost.service.loaded import ModeSince
+from gatepost.service.organizations import Mode
 from gatepost.service.version import __version__
 
 if TYPE_CHECKING:
-    from gatepost.admin.status import Running, Status
+    from gatepost.admin.status import Running, Status, Workers
 
 ERRORS = 5
 """How many of the last errors are shown to a person."""
 _ACTIONS = {
-    PASS: "passed unchanged",
+    PASS: "passed",
     REWRITE: "rewritten by SRS",
     RETURN: "bounces brought back",
     REJECT: "rejected",
@@ -57,12 +58,13 @@ def _lines(status: Status) -> Iterator[str]:
     for item in status.running:
         if item.loaded is not None:
             yield from field("  loaded", f"{_time(item.loaded)}, by {item.name}")
-    for path in status.changed:
-        yield from field("", f"{path.name} has changed since; load it with: systemctl reload gatepost.target")
-    for name, settings in status.config.settings.items():
-        yield from field("Organization", f"{name}: {_mode(settings, status.now)}")
-    if status.running:
-        yield from field("Workers", ", ".join(_workers(status)))
+    if status.changed:
+        name = status.config.path.name
+        yield from field("", f"{name} has changed since; load it with: systemctl reload gatepost.target")
+    for organization, mode in status.modes.items():
+        yield from field("Organization", f"{organization}: {mode}")
+    if not all(item.stopping for item in status.running):
+        yield from field("Workers", _workers(status))
         yield from field("Ledger", _ledger(status))
     yield ""
     yield from _hour(status)
@@ -83,26 +85,34 @@ def _running(item: Running, now: float) -> str:
     names = item.name.replace("+", " and ")
     since = f", since {_time(item.since)} ({_span(now - item.since)})" if item.since is not None else ""
     kept = "" if item.reload_ok else "; the last reload failed, so the configuration before it is in use"
-    return f"{names}, process {item.pid}{since}{kept}"
+    return f"{names}, process {item.pid}{since}{kept}{'; it is stopping' if item.stopping else ''}"
 
 
-def _workers(status: Status) -> Iterator[str]:
-    for item in status.workers:
-        restarts = f" ({item.restarts} replaced unasked)" if item.restarts else ""
-        yield f"{item.name} {item.ready} of {item.wanted}{restarts}"
+def _workers(status: Status) -> str:
+    wanted = sum(item.wanted for item in status.workers)
+    ready = sum(min(item.ready, item.wanted) for item in status.workers)  # more while a reload is under way
+    odd = "; ".join(f"{item.name}: {', '.join(told)}" for item in status.workers if (told := list(_odd(item))))
+    return f"{'all' if ready == wanted else f'{ready} of'} {wanted} are ready" + (f" ({odd})" if odd else "")
+
+
+def _odd(item: Workers) -> Iterator[str]:
+    if item.ready < item.wanted:
+        yield f"{item.ready} of {item.wanted}"
+    if item.restarts:
+        yield f"{item.restarts} replaced unasked"
 
 
 def _ledger(status: Status) -> str:
-    if not status.config.ledger.days:
+    if not any(item.wanted for item in status.workers if item.name.startswith("ledger")):
         return "off (ledger.days = 0)"
     return f"{status.backlog_bytes} bytes wait for the store" if status.backlog_bytes else "all is in the store"
 
 
-def _mode(settings: OrganizationConfig, now: float) -> str:
-    switch = settings.enforce_from
+def mode_in_words(known: ModeSince, now: float) -> str:
+    mode, switch = known
     if switch is not None:
         return Mode.ENFORCE.value if switch.timestamp() <= now else f"monitor, enforce from {in_words(switch)}"
-    return settings.mode.value
+    return mode.value
 
 
 def _hour(status: Status) -> Iterator[str]:
@@ -122,6 +132,8 @@ def _hour(status: Status) -> Iterator[str]:
 
 
 def _errors(status: Status) -> Iterator[str]:
+    if status.errors is None:
+        return
     if not status.errors:
         yield "No errors were logged."
         return
@@ -150,7 +162,7 @@ def as_json(status: Status) -> str:
             "version": __version__,
             "host": os.uname().nodename,
             "configuration": str(config.path),
-            "configuration_changed": bool(status.changed),
+            "configuration_changed": status.changed,
             "running": [
                 {
                     "name": item.name,
@@ -158,18 +170,21 @@ def as_json(status: Status) -> str:
                     "since": _iso(item.since),
                     "configuration_loaded": _iso(item.loaded),
                     "last_reload_ok": item.reload_ok,
+                    "stopping": item.stopping,
                 }
                 for item in status.running
             ],
             "workers": [asdict(item) for item in status.workers],
             "problems": list(status.problems),
             "bypass_since": _iso(status.bypass_since),
-            "organizations": {name: _mode(item, status.now) for name, item in config.settings.items()},
+            "organizations": dict(status.modes),
             "ledger_backlog_bytes": status.backlog_bytes,
             "last_hour": None
             if status.hour.why_not
             else {"actions": dict(status.hour.by_action), "refused_by_rules": status.hour.refused},
-            "last_errors": [{"time": _iso(at), "text": text} for at, text in status.errors],
+            "last_errors": None
+            if status.errors is None
+            else [{"time": _iso(at), "text": text} for at, text in status.errors],
         },
         indent=2,
     )

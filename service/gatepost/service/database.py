@@ -57,15 +57,17 @@ class Database:
     """The database at *url*; every method raises StoreError, and connects where there is no connection.
 
     statement_s: how long one statement may take, where the database can tell (PostgreSQL); 0: as long as it likes.
+    makes_tables: where they are missing or an earlier release's; else that is a StoreError.
     """
 
-    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
+    def __init__(self, url: str, statement_s: float = STATEMENT_S, *, makes_tables: bool = True) -> None:
         try:
             self._engine = engine(url)
         except (SQLAlchemyError, ValueError):
             # The error may show the password.
             raise StoreError("the store's URL is not one of a database") from None
         self._statement_s = statement_s
+        self._makes_tables = makes_tables
         self._is_sqlite = self._engine.dialect.name == "sqlite"
         self._name = str(self._engine.url.database) if self._is_sqlite else without_password(url)
         self._connection: Optional[sa.engine.Connection] = None
@@ -132,7 +134,10 @@ class Database:
         if self._connection is None or (self._is_sqlite and _identity(self._name) != self._file):
             self.close()
             if self._is_sqlite:
-                make_file(Path(self._name))
+                if self._makes_tables:
+                    make_file(Path(self._name))
+                elif not os.path.exists(self._name):
+                    raise StoreError(f"store {self._name}: is not there; the daemons make it")
                 self._file = _identity(self._name)
             connection = self._engine.connect()
             try:
@@ -153,6 +158,11 @@ class Database:
                 if encoding != "UTF8":
                     raise StoreError(f"store {self._name}: its encoding is {encoding}; it must be UTF8")
         version = self._version(connection)
+        if version < schema.VERSION and not self._makes_tables:
+            raise StoreError(
+                f"store {self._name}: its tables are of version {version}; "
+                "the daemons of this release bring them up to date"
+            )
         if version < schema.VERSION:
             self._make_tables(connection)
         elif version > schema.VERSION:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
+from collections import Counter as Counts
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
@@ -90,21 +92,29 @@ def collect(folder: Path) -> State:
     return State(totals, tuple(sorted(processes, key=lambda process: (process.daemon, process.pid))))
 
 
+def beating(state: State, now: float) -> dict[str, int]:
+    """Return how many processes are ready and alive, by daemon; *now* in seconds of CLOCK_MONOTONIC."""
+    ready = [item.daemon for item in state.processes if item.ready and _silence_s(item, now) <= SILENT_S]
+    return dict(Counts(ready))
+
+
+def _silence_s(process: Process, now: float) -> float:
+    # A heartbeat of the future was written before the last boot.
+    silence_s = now - process.heartbeat
+    return silence_s if silence_s >= 0 else math.inf
+
+
 def problems(state: State, now: float) -> list[str]:
     """Return one line for each thing that is wrong; *now* in seconds of CLOCK_MONOTONIC."""
     found = []
-    beating: dict[str, int] = {}
     for process in state.processes:
-        silence_s = now - process.heartbeat
-        # A heartbeat of the future was written before the last boot.
-        if not 0 <= silence_s <= SILENT_S:
-            found.append(f"{process.daemon}: process {process.pid} is silent for {abs(silence_s):.1f} s")
-        elif process.ready:
-            beating[process.daemon] = beating.get(process.daemon, 0) + 1
+        if _silence_s(process, now) > SILENT_S:
+            found.append(f"{process.daemon}: process {process.pid} is silent for {abs(now - process.heartbeat):.1f} s")
+    there = beating(state, now)
     wanted_by_daemon = state.gauge(metrics.WORKERS_WANTED)
     for (daemon,), wanted in sorted(wanted_by_daemon.items()):
-        if beating.get(daemon, 0) < wanted:
-            found.append(f"{daemon}: {beating.get(daemon, 0)} of {wanted:.0f} workers are ready")
+        if there.get(daemon, 0) < wanted:
+            found.append(f"{daemon}: {there.get(daemon, 0)} of {wanted:.0f} workers are ready")
     for (name,), ok in sorted(state.gauge(metrics.LAST_RELOAD_OK).items()):
         if not ok:
             found.append(f"{name}: the last reload failed, the previous configuration is in use")

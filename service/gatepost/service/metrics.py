@@ -194,6 +194,9 @@ def shown_at_zero(daemon: str) -> Iterator[tuple[Counter, tuple[str, ...]]]:
         yield ERRORS, (kind_of_daemon, kind)
     for cause in ("died", "silent"):
         yield WORKER_RESTARTS, (daemon, cause)
+    if kind_of_daemon in ("milter", "policyd"):
+        for result in ("forged", "expired", "unknown"):
+            yield SRS_REVERSALS, (result,)
     if kind_of_daemon == "ledger":
         for result in ("lost", "damaged"):
             yield LEDGER_RECORDS, (result,)

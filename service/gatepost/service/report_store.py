@@ -123,14 +123,14 @@ def refusals_begin(database: Database, share: int) -> Optional[float]:
     return oldest if count >= share else None
 
 
-def actions(database: Database, since: float, host: str) -> tuple[dict[str, int], int]:
-    """Return how many recipients *host* recorded from *since* (Unix seconds) on, by action, and how many rules refuse.
+def actions(database: Database, since: float, until: float, host: str) -> tuple[dict[str, int], int]:
+    """Return how many recipients *host* recorded from *since* to *until*, by action, and how many the rules refuse.
 
-    Those are refused by the rules in force, whatever was done about them.
+    The times are in Unix seconds. Those are refused by the rules in force, whatever was done about them.
     """
     refused = sa.func.sum(sa.case((CONDITIONS["Refused"], 1), else_=0))
     counted = sa.select(ledger.c.action, sa.func.count(), refused).group_by(ledger.c.action)
-    rows = fetch(database, counted.where(ledger.c.time >= since, ledger.c.host == host))
+    rows = fetch(database, counted.where(ledger.c.time >= since, ledger.c.time < until, ledger.c.host == host))
     return {row[0]: row[1] for row in rows if row[0]}, sum(row[2] for row in rows)
 
 

@@ -8,11 +8,14 @@ each ended by a line feed, filled up with line feeds), number of values, the val
 a histogram are the counts of its buckets, each by itself, the count above the last bound, and the sum.
 
 Files: ``<daemon>-<n>.series`` of each process, ``<daemon>-retired.series`` with the sums of those that ended.
-Whoever sums attaches the retired files last and leaves out the lives that they list.
+Whoever sums attaches the retired files last and leaves out the lives that they list. Retired files stay when their
+daemon stops, for what milter and policyd count is one sum, and to Prometheus a sum that falls has begun anew. They
+begin with 0 when the host boots, as does the clock of their heartbeat: the time at which they were written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import mmap
@@ -30,6 +33,8 @@ from gatepost.service.metrics import BY_NAME, CATALOGUE, Counter, Gauge, Histogr
 CAPACITY_BYTES = 4 * 1024 * 1024
 # Room is taken from the file system in steps, ahead of use: a write through mmap to a full disk is a SIGBUS.
 STEP_BYTES = 64 * 1024
+# How many lives a retired file lists: more than end while somebody sums.
+LIVES = 1000
 
 _MAGIC = int.from_bytes(b"gpseri01", "little")
 _AT_MAGIC, _AT_USED, _AT_PID, _AT_LIFE, _AT_READY, _AT_HEARTBEAT, _FIRST = range(7)
@@ -240,10 +245,23 @@ def retired_path(folder: Path, daemon: str) -> Path:
     return folder / f"{daemon}-retired.series"
 
 
-def clear(folder: Path, daemon: str) -> None:
-    """Remove all files of *daemon*: before it starts, and as the last thing when it stops in good order."""
-    for path in folder.glob(f"{daemon}-*.series*"):
-        path.unlink(missing_ok=True)
+def clear(folder: Path) -> None:
+    """Remove what was counted before the last boot: its heartbeat is of the future."""
+    for path in folder.glob("*.series"):
+        if any(series.heartbeat > time.monotonic() for series in attached([path])):
+            path.unlink(missing_ok=True)
+
+
+def put_away(folder: Path, daemon: str) -> None:
+    """Fold what is left of all workers of *daemon*: of those that were killed with their supervisor.
+
+    Before it starts, and as the last thing when it stops in good order. What cannot be folded is dropped.
+    """
+    for path in folder.glob(f"{daemon}-*.series"):
+        if path != retired_path(folder, daemon):
+            with contextlib.suppress(OSError):
+                fold(folder, daemon, path)
+            path.unlink(missing_ok=True)
 
 
 def fold(folder: Path, daemon: str, dead_path: Path) -> None:
@@ -261,7 +279,7 @@ def fold(folder: Path, daemon: str, dead_path: Path) -> None:
     for dead in attached([dead_path]):
         if dead.life not in lives:
             dead.add_to(totals)
-            _write_retired(retired_path(folder, daemon), totals, [*lives, dead.life])
+            _write_retired(retired_path(folder, daemon), totals, [*lives, dead.life][-LIVES:])
     dead_path.unlink(missing_ok=True)
 
 
@@ -282,7 +300,7 @@ def _write_retired(path: Path, totals: Totals, lives: Sequence[float]) -> None:
         if not isinstance(metric, Gauge):
             entries.append(_entry(metric.name, labels, values))
     body = b"".join(entries)
-    header = struct.pack("=qqqqqd", _MAGIC, _FIRST + len(body) // 8, 0, 0, 0, 0.0)
+    header = struct.pack("=qqqqqd", _MAGIC, _FIRST + len(body) // 8, 0, 0, 0, time.monotonic())
     fresh = path.with_suffix(".series-new")
     fresh.write_bytes(header + body)
     os.replace(fresh, path)

@@ -23,11 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
-from gatepost.service import certificates, export_log, log, metrics
+from gatepost.service import certificates, export_log, loaded, log, metrics
 from gatepost.service.config import Config, load
+from gatepost.service.loaded import Loaded
 from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
-from gatepost.service.series import Series, clear, fold
+from gatepost.service.series import Series, clear, fold, put_away
 from gatepost.service.snapshot import Snapshot, build, load_snapshot
 from gatepost.service.srs_config import forgotten
 from gatepost.service.tables import ConfigError
@@ -117,7 +118,10 @@ class Supervisor:
         self._again = False
         self._stamps = self._stamps_seen = _stamps(snapshot.config)
         self._look_at = 0.0
+        self._digest = self._digest_before = loaded.digest_of(config_path)
         self._folder = series_folder(snapshot.config)
+        self._series_path = self._folder / f"supervisor.{name}-0.series"
+        self._loaded_file = loaded.file_of(self._folder, name)
         self._certificate_ends: dict[str, int] = {}
 
     def run(self, ready: Callable[[str], None]) -> None:
@@ -133,19 +137,23 @@ class Supervisor:
             for daemon in self._daemons:
                 self._start(daemon)
             self._serve(ready)
-            self._clear_series()  # only here: where a socket is taken, the files may be another supervisor's
+            self._put_series_away()  # only here: where a socket is taken, the files may be another supervisor's
         finally:
             for daemon in opened:
                 daemon.close()
 
-    def _clear_series(self) -> None:
-        for name in (*(daemon.name for daemon in self._daemons), f"supervisor.{self._name}"):
-            clear(self._folder, name)
+    def _put_series_away(self) -> None:
+        """Remove the files of this supervisor and its workers, but for the sums of what the workers counted."""
+        for daemon in self._daemons:
+            put_away(self._folder, daemon.name)
+        self._series_path.unlink(missing_ok=True)
+        self._loaded_file.unlink(missing_ok=True)
 
     def _prepare_series(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._clear_series()
-        self._series = Series.create(self._folder / f"supervisor.{self._name}-0.series")
+        clear(self._folder)
+        self._put_series_away()
+        self._series = Series.create(self._series_path)
         self._series.set(metrics.CONFIG_LOADED, (self._name,), time.time())
         self._series.set(metrics.LAST_RELOAD_OK, (self._name,), 1)
         for result in ("loaded", "kept"):
@@ -154,6 +162,7 @@ class Supervisor:
             for metric, labels in metrics.shown_at_zero(daemon.name):
                 self._series.add(metric, labels, 0.0)
         self._show_certificates()
+        self._show_loaded()
 
     def _start(self, daemon: Daemon) -> None:
         for index in range(daemon.workers(self._snapshot.config)):
@@ -235,7 +244,7 @@ class Supervisor:
         if self._before:
             self._again = True
             return
-        stamps = _stamps(self._snapshot.config)
+        stamps, digest = _stamps(self._snapshot.config), loaded.digest_of(self._path)
         try:
             snapshot = load_snapshot(self._path)
             self._stamps = {**_stamps(snapshot.config), **stamps}  # what changes meanwhile is seen at the next look
@@ -249,12 +258,12 @@ class Supervisor:
             log.fault("reading the configuration", error)
             self._keep(ready)
             return
-        self._change(snapshot)
+        self._change(snapshot, digest)
 
-    def _change(self, snapshot: Snapshot) -> None:
-        """Start workers with *snapshot*; `_settle` says what comes of it."""
-        self._before = self._snapshot
-        self._snapshot = snapshot
+    def _change(self, snapshot: Snapshot, digest: str) -> None:
+        """Start workers with *snapshot*, of a file of this *digest*; `_settle` says what comes of it."""
+        self._before, self._digest_before = self._snapshot, self._digest
+        self._snapshot, self._digest = snapshot, digest
         self._reload_by = time.monotonic() + RELOAD_S
         self._respawns.clear()
         for worker in self._workers.values():
@@ -276,7 +285,7 @@ class Supervisor:
             ready(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             # Not from the file, which may be wrong by now. Where the new workers don't get ready it is tried again.
             before = self._snapshot
-            self._change(build(before.config, before.keys, time.time(), before.certificates))
+            self._change(build(before.config, before.keys, time.time(), before.certificates), self._digest)
             return
         stamps = _stamps(self._snapshot.config)
         took = time.monotonic() - now
@@ -299,6 +308,7 @@ class Supervisor:
             self._changing = "configuration reloaded"
             self._count_reload("loaded")
             self._show_certificates()
+            self._show_loaded()
             export_log.tell(self._snapshot.config, before.config)
             forgot = forgotten(before.config.srs, self._snapshot.config.srs)
             for warning in (*self._snapshot.config.warnings, *self._snapshot.certificates.warnings, *forgot):
@@ -315,7 +325,7 @@ class Supervisor:
 
     def _take_back(self, before: Snapshot) -> None:
         self._before = None
-        self._snapshot = before
+        self._snapshot, self._digest = before, self._digest_before
         self._respawns.clear()
         for pid, worker in self._workers.items():
             if worker.replaced:
@@ -395,6 +405,10 @@ class Supervisor:
         """Return when a key without a date was put into its file, NaN where that can't be known."""
         changed_ns, *_ = self._stamps.get(self._snapshot.config.srs.secret_file, (0,))
         return changed_ns / 1e9 if changed_ns else math.nan
+
+    def _show_loaded(self) -> None:
+        modes = loaded.modes_of(self._snapshot.config.settings)
+        loaded.keep(self._loaded_file, Loaded(self._digest, modes))
 
     def _show_certificates(self) -> None:
         """Put the certificates' number and ends into the metrics."""

@@ -27,10 +27,12 @@ here=$(dirname "$0")
 echo "$3" >> "$here/log"
 case $3 in
 check)
+    test ! -e "$here/always" || { cat "$here/always" >&2; exit 1; }
     grep -q gatepost "$2/main.cf" || exit 0
     test ! -e "$here/signal" || kill -s "$(cat "$here/signal")" $PPID
     test ! -e "$here/complaint" || { cat "$here/complaint" >&2; exit 1; } ;;
 reload)
+    test ! -e "$here/unwilling" || { echo "postfix: fatal: not today" >&2; exit 1; }
     test ! -e "$here/fatal" || ! grep -q gatepost "$2/main.cf" || rm "$here/../spool/pid/master.pid" ;;
 esac
 """
@@ -106,6 +108,7 @@ def setup_host(root: Path, monkeypatch: pytest.MonkeyPatch, example: Optional[st
     (host.programs / "postfix").write_text(_POSTFIX)
     (host.programs / "postfix").chmod(0o755)
     monkeypatch.setenv("PATH", f"{host.programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("MAIL_CONFIG", raising=False)
     if found.libraries:
         monkeypatch.setenv("LD_LIBRARY_PATH", str(found.libraries))

@@ -34,6 +34,20 @@ def test_what_it_prints_for_debians_main_cf(host: SetupHost, topology: str) -> N
     assert (result.exit_code, told) == (0, (STOCK / f"{topology}.txt").read_text())
 
 
+def test_it_fits_a_narrow_terminal(host: SetupHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    reasons = [line for line in host.setup().output.splitlines() if line.startswith("        ")]
+    assert max(map(len, reasons)) <= 60
+
+
+def test_override_is_shown_as_it_can_be_written_in_master_cf(host: SetupHost) -> None:
+    host.add(master_cf="submission inet n - y - - smtpd\n  -o smtpd_milters=inet:localhost:11332,inet:localhost:8891\n")
+    assert (
+        "  +   -o { smtpd_milters = { unix:gatepost/milter.sock, default_action=tempfail },"
+        in host.setup().output.replace("\n", " ")
+    )
+
+
 def test_printing_changes_nothing(host: SetupHost) -> None:
     before = host.files()
     assert host.setup().exit_code == 0
@@ -48,6 +62,7 @@ def test_topology_is_the_one_that_gatepost_toml_is_written_for(host: SetupHost, 
 def test_json_has_each_change_with_its_reason(host: SetupHost) -> None:
     document = json.loads(host.setup("--json").output)
     assert (document["topology"], document["applied"], document["refusals"]) == ("relay-hub", False, [])
+    assert document["reloaded"] is None
     assert document["changes"][0] == {
         "service": "",
         "parameter": "smtpd_milters",
@@ -65,6 +80,17 @@ def test_no_postfix_is_said_with_status_69(host: SetupHost, monkeypatch: pytest.
     result = host.setup()
     assert result.exit_code == 69
     assert result.output.endswith("postconf: fatal: broken\n")
+
+
+def test_folder_without_main_cf_is_said_with_status_66(host: SetupHost) -> None:
+    (host.directory / "main.cf").unlink()
+    result = host.setup()
+    assert (result.exit_code, host.told(result)) == (66, "/etc/postfix: no main.cf there\n")
+
+
+@pytest.mark.parametrize("options", [("--config-directory", ""), ("--instance", ""), ("--undo", "--json")])
+def test_options_that_make_no_sense_are_refused_with_status_64(host: SetupHost, options: tuple[str, ...]) -> None:
+    assert host.setup(*options).exit_code == 64
 
 
 def test_unusable_configuration_is_said_with_status_78(host: SetupHost) -> None:
@@ -116,7 +142,8 @@ MAIN_CF = st.lists(
             "mua_milters = inet:localhost:8891\n",
             "smtpd_tls_loglevel = 1\r\n",
             "sender_dependent_default_transport_maps = inline:{ {x@contoso.com = smtp:[192.0.2.9]} }\n",
-            "sender_canonical_maps = tcp:localhost:10001, inline:{ {root = admin@contoso.com} }\n",
+            "sender_canonical_maps = tcp:localhost:10001, inline:{ {root = admin@contoso.com} }\n"
+            "sender_canonical_classes = envelope_sender\n",
         ]
     ),
     max_size=8,
@@ -211,27 +238,63 @@ def test_undo_of_nothing_says_so(host: SetupHost) -> None:
 
 
 @root_only
-def test_undo_does_not_lose_what_was_changed_by_hand(host: SetupHost) -> None:
+def test_undo_keeps_what_was_changed_by_hand_since(host: SetupHost) -> None:
     before = host.files()
     host.setup("--apply")
-    host.add("smtpd_banner = hello\n")
+    host.add("relay_domains = contoso.net\n", "tlsproxy unix - - y - 0 tlsproxy\n")
+    result = host.setup("--undo")
+    assert result.exit_code == 0
+    assert "are as they were before setup, but for what was changed by hand since:\n" in result.output
+    assert "\n+relay_domains = contoso.net\n" in result.output
+    assert host.files() == {
+        name: (
+            octets + {"main.cf": b"relay_domains = contoso.net\n"}.get(name, b"tlsproxy unix - - y - 0 tlsproxy\n"),
+            mode,
+        )
+        for name, (octets, mode) in before.items()
+    }
+
+
+@root_only
+def test_undo_does_not_lose_what_was_changed_by_hand_in_gateposts_entries(host: SetupHost) -> None:
+    before = host.files()
+    host.setup("--apply")
+    main_cf = host.directory / "main.cf"
+    ours, edited = (
+        "smtpd_milters = unix:gatepost/milter.sock\n",
+        "smtpd_milters = unix:gatepost/milter.sock, inet:d:1\n",
+    )
+    main_cf.write_text(main_cf.read_text().replace(f"\n{ours}", f"\n{edited}"))
+    after = host.files()
     result = host.setup("--undo")
     assert result.exit_code == 1
-    assert "+smtpd_banner = hello\n" in result.output
-    assert b"smtpd_banner = hello" in host.files()["main.cf"][0]
+    assert f"-{ours}+{edited}" in result.output
+    assert host.files() == after
     assert host.setup("--undo", "--force").exit_code == 0
     assert host.files() == before
 
 
 @root_only
 def test_what_was_changed_by_hand_before_a_second_run_is_not_lost_either(host: SetupHost) -> None:
+    before = host.files()["main.cf"][0]
     host.setup("--apply")
     host.add("smtpd_banner = hello\n")
     host.configuration.write_text(host.configuration.read_text().replace("milter.sock", "other.sock"))
     assert host.setup("--apply").exit_code == 0
+    assert host.setup("--undo").exit_code == 0
+    assert host.files()["main.cf"][0] == before + b"smtpd_banner = hello\n"
+
+
+@root_only
+def test_entry_of_gateposts_that_was_changed_by_hand_before_a_second_run_is_not_lost_either(host: SetupHost) -> None:
+    host.setup("--apply")
+    main_cf = host.directory / "main.cf"
+    main_cf.write_text(main_cf.read_text().replace("unix:gatepost/milter.sock", "unix:gatepost/milter.sock, inet:d:1"))
+    os.utime(main_cf, (0, 0))
+    host.configuration.write_text(host.configuration.read_text().replace("policyd.sock", "other.sock"))
+    assert host.setup("--apply").exit_code == 0
     result = host.setup("--undo")
-    assert result.exit_code == 1
-    assert "+smtpd_banner = hello\n" in result.output
+    assert (result.exit_code, "inet:d:1" in result.output) == (1, True)
 
 
 @root_only
@@ -241,15 +304,3 @@ def test_another_topology_waits_until_the_first_is_undone(host: SetupHost) -> No
     result = host.setup("--apply")
     assert result.exit_code == 1
     assert "was set up for topology relay-hub. Take that back first: gatepost setup postfix --undo" in result.output
-
-
-@root_only
-def test_main_cf_that_is_a_link_is_one_again_after_undo(host: SetupHost) -> None:
-    main_cf = host.directory / "main.cf"
-    elsewhere = host.root / "main.cf"
-    main_cf.rename(elsewhere)
-    main_cf.symlink_to(elsewhere)
-    before = elsewhere.read_bytes()
-    host.setup("--apply")
-    host.setup("--undo")
-    assert (os.readlink(main_cf), elsewhere.read_bytes()) == (str(elsewhere), before)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from setuphost import EXAMPLES, SetupHost, setup_host
 from gatepost.admin.postfix.config import PostfixConfig
 from gatepost.admin.postfix.wiring import Topology
 from gatepost.admin.setup.plan import Plan, Planner, Role, entry_line, hop_line, hop_of, role
-from gatepost.admin.setup.sockets import UnreachableError, sockets
+from gatepost.admin.setup.sockets import UnreachableError, silent, sockets
 from gatepost.service.config import load
 
 MILTER = "unix:gatepost/milter.sock"
@@ -135,7 +136,7 @@ def test_postsrsds_maps_give_way_and_others_stay(host: SetupHost) -> None:
         "recipient_canonical_maps = socketmap:unix:srs:reverse\n"
     )
     assert new(host, "sender_canonical_maps", topology="postsrsd-replacement") == [
-        "socketmap:unix:gatepost/policyd.sock:forward, hash:/etc/postfix/canonical"
+        "hash:/etc/postfix/canonical, socketmap:unix:gatepost/policyd.sock:forward"
     ]
     assert new(host, "recipient_canonical_maps", topology="postsrsd-replacement") == [
         "socketmap:unix:gatepost/policyd.sock:reverse"
@@ -147,6 +148,21 @@ def test_postsrsds_ports_that_gatepost_listens_on_stay(host: SetupHost) -> None:
         "postsrsd-replacement", ("#tcp_table_forward", "tcp_table_forward"), ("#tcp_table_reverse", "tcp_table_reverse")
     ).add("sender_canonical_maps = tcp:127.0.0.1:10001\nrecipient_canonical_maps = tcp:localhost:10002\n")
     assert new(host, "sender_canonical_maps", topology="postsrsd-replacement") == []
+    assert new(host, "recipient_canonical_maps", topology="postsrsd-replacement") == []
+
+
+def test_reason_names_the_postsrsd_whose_place_is_taken(host: SetupHost) -> None:
+    host.configure("postsrsd-replacement").add("sender_canonical_maps = tcp:localhost:10001\n")
+    whys = [
+        item.why for item in plan(host, "postsrsd-replacement").changes if item.parameter == "sender_canonical_maps"
+    ]
+    assert [why.endswith(" It takes the place of postsrsd's tcp:localhost:10001.") for why in whys] == [True]
+
+
+def test_postsrsd_that_was_put_behind_gatepost_stays(host: SetupHost) -> None:
+    host.configure("postsrsd-replacement").add(
+        "recipient_canonical_maps = socketmap:unix:gatepost/policyd.sock:reverse, socketmap:unix:srs:reverse\n"
+    )
     assert new(host, "recipient_canonical_maps", topology="postsrsd-replacement") == []
 
 
@@ -173,7 +189,28 @@ def test_digest_that_fingerprints_are_listed_in_stays(host: SetupHost) -> None:
     assert new(host, "smtpd_tls_fingerprint_digest") == []
 
 
+def test_digest_that_an_access_table_lists_fingerprints_in_stays(host: SetupHost) -> None:
+    host.add(
+        "compatibility_level = 2\nsmtpd_relay_restrictions = check_ccert_access hash:/x, reject_unauth_destination\n"
+    )
+    assert new(host, "smtpd_tls_fingerprint_digest") == []
+
+
 # master.cf
+
+
+def test_port_for_users_alone_is_not_opened_to_connectors(host: SetupHost) -> None:
+    host.configure("policy-only").add(
+        "", "587 inet n - y - - smtpd -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n"
+    )
+    assert new(host, "smtpd_relay_restrictions", "587/inet", "policy-only") == []
+
+
+def test_port_with_a_relay_list_for_hosts_asks_policyd(host: SetupHost) -> None:
+    host.configure("policy-only").add(
+        "", "587 inet n - y - - smtpd -o smtpd_relay_restrictions=permit_mynetworks,reject\n"
+    )
+    assert new(host, "smtpd_relay_restrictions", "587/inet", "policy-only") == [f"{POLICY}, permit_mynetworks,reject"]
 
 
 def test_list_of_a_submission_service_gets_the_policy_service_too(host: SetupHost) -> None:
@@ -234,9 +271,63 @@ def test_orcpt_survives_a_content_filter_on_its_way_to_the_egress_hop(host: Setu
             "26 inet n - y - - smtpd -o smtpd_proxy_filter=192.0.2.7:1\n",
             Role.FROM_FILTER,
         ),
+        (
+            "content_filter = x:[127.0.0.1]:1\n",
+            "10025 inet n - y - - smtpd -o content_filter="
+            " -o mynetworks=127.0.0.0/8,[::ffff:127.0.0.0]/104,[::1]/128\n",
+            Role.FROM_FILTER,
+        ),
+        (
+            "content_filter = x:[192.0.2.7]:1\n",
+            "10025 inet n - y - - smtpd -o content_filter= -o mynetworks=192.0.2.7/32\n",
+            Role.FROM_FILTER,
+        ),
+        (
+            "content_filter = x:[192.0.2.7]:1\n",
+            "10025 inet n - y - - smtpd -o content_filter= -o mynetworks=192.0.2.0/24\n",
+            Role.INGRESS,
+        ),
+        (
+            "smtpd_client_restrictions = check_client_access cidr:{{0.0.0.0/0 FILTER x:[127.0.0.1]:1}}\n",
+            "127.0.0.1:10025 inet n - y - - smtpd -o mynetworks=127.0.0.0/8 -o smtpd_client_restrictions=\n",
+            Role.FROM_FILTER,
+        ),
+        ("", "127.0.0.1:2525 inet n - y - - smtpd -o mynetworks=127.0.0.0/8\n", Role.INGRESS),
+        (
+            "",
+            "127.0.0.1:587 inet n - y - - smtpd -o content_filter= -o smtpd_sasl_auth_enable=yes\n"
+            "26 inet n - y - - smtpd -o content_filter=x:[127.0.0.1]:1\n",
+            Role.INGRESS,
+        ),
+        (
+            "",
+            "127.0.0.1:2525 inet n - y - - smtpd\n26 inet n - y - - smtpd -o content_filter=x:[127.0.0.1]:1\n",
+            Role.INGRESS,
+        ),
+        (
+            "",
+            "127.0.0.1:2525 inet n - y - - smtpd -o smtpd_client_restrictions=permit_mynetworks,reject\n"
+            "26 inet n - y - - smtpd -o content_filter=x:[127.0.0.1]:1\n",
+            Role.FROM_FILTER,
+        ),
         ("", "127.0.0.1:10027 inet n - y - - smtpd -o milter_macro_daemon_name=gatepost-egress\n", Role.HOP),
     ],
-    ids=["loopback", "amavis", "filtered loopback", "submission unfiltered", "proxy filter elsewhere", "the hop"],
+    ids=[
+        "loopback",
+        "amavis",
+        "filtered loopback",
+        "submission unfiltered",
+        "proxy filter elsewhere",
+        "amavis with Debian's mynetworks",
+        "amavis elsewhere",
+        "network unfiltered",
+        "filter by an access table",
+        "loopback for one's own programs",
+        "webmail's submission beside a filter",
+        "loopback beside a filter",
+        "closed loopback beside a filter",
+        "the hop",
+    ],
 )
 def test_what_a_service_is_for(host: SetupHost, main_cf: str, master_cf: str, expected: Role) -> None:
     config = host.add(main_cf, master_cf).read()
@@ -310,6 +401,15 @@ def test_socket_outside_the_queue_directory_is_called_by_its_path_where_nothing_
         "unix:/run/gatepost/milter.sock",
         "unix:/run/gatepost/policyd.sock",
     )
+
+
+def test_sockets_that_postfix_calls_are_those_that_must_answer(host: SetupHost) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        policyd, elsewhere = f"unix:{host.queue}/gatepost/policyd.sock", f"inet:127.0.0.1:{port}"
+        host.configure("policy-only", (f'"{policyd}"', f'"{elsewhere}", "{policyd}"'))
+        missing = silent(host.read(), load(host.configuration), Topology.POLICY_ONLY)
+    assert [str(listen) for listen in missing] == [policyd]
 
 
 # Reading the configuration

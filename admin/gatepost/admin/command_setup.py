@@ -27,8 +27,9 @@ Examples:
   gatepost setup postfix --topology forwarder
   gatepost setup postfix --instance postfix-out
 
-Exit statuses: 0 done, or nothing to do; 1 refused, and nothing changed; 69 no
-Postfix here; 77 not root; 78 wrong configuration of gatepost."""
+Exit statuses: 0 done, or nothing to do; 1 refused, and nothing changed; 66 no
+main.cf there; 69 no Postfix here; 73 a file cannot be written; 75 done, but
+Postfix has not read it; 77 not root; 78 wrong configuration of gatepost."""
 )
 @click.option(
     "--topology",
@@ -40,7 +41,7 @@ Postfix here; 77 not root; 78 wrong configuration of gatepost."""
 @click.option("--instance", metavar="NAME", help="One of several Postfix instances (postmulti -l).")
 @click.option("--apply", "do", is_flag=True, help="Do it: postconf, postfix check, postfix reload.")
 @click.option("--undo", is_flag=True, help="Put main.cf and master.cf back as they were.")
-@click.option("--force", is_flag=True, help="Apply though gatepost does not answer; undo though the files were edited.")
+@click.option("--force", is_flag=True, help="Apply though gatepost does not answer; undo though its lines were edited.")
 @as_json
 @click.pass_obj
 def postfix(
@@ -69,6 +70,10 @@ def postfix(
 
     if do and undo:
         raise click.UsageError("--apply and --undo exclude each other")
+    if undo and as_json:
+        raise click.UsageError("--undo has nothing to say in JSON")
+    if "" in (config_directory, instance):  # as of an unset variable in a script
+        raise click.UsageError("--config-directory and --instance need a value")
     if config_directory and instance:
         raise click.UsageError("--config-directory and --instance exclude each other")
     folder = as_path(config_directory) if config_directory else None

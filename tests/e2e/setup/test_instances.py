@@ -77,6 +77,7 @@ def test_without_a_name_it_is_the_first_instance_from_where_the_sockets_are_out_
     refused = _first_instance(site, "--topology", "forwarder")
     assert refused.returncode == 1
     assert "out of reach" in refused.stderr
+    assert "another instance: --instance postfix-mx" in refused.stderr
 
 
 def _first_instance(site: Site, *options: str) -> CompletedProcess[str]:

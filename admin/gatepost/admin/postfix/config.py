@@ -20,6 +20,10 @@ class PostfixError(Exception):
     """Postfix's own programs are missing or cannot read the configuration; the text says which and why."""
 
 
+class NoPostfixError(PostfixError):
+    """There is no Postfix."""
+
+
 @dataclass(frozen=True)
 class Service:
     """An entry of master.cf. *overrides*: its `-o name=value`, raw, the last of a name; *arguments*: all the rest.
@@ -58,10 +62,10 @@ class Instance:
 
 
 def find_postconf() -> str:
-    """Return postconf's path. Raises PostfixError where there is none."""
+    """Return postconf's path. Raises NoPostfixError."""
     found = shutil.which("postconf") or shutil.which("postconf", path="/usr/sbin:/usr/local/sbin:/usr/bin")
     if found is None:
-        raise PostfixError("no postconf: is Postfix installed on this host?")
+        raise NoPostfixError("no postconf: is Postfix installed on this host?")
     return found
 
 
@@ -180,6 +184,11 @@ class PostfixConfig:
         return self._of_services[service.key].get(name, "")
 
     @cached_property
+    def failed_tables(self) -> dict[str, str]:
+        """Why lookup tables did not answer; each is asked no more."""
+        return {}
+
+    @cached_property
     def _of_services(self) -> dict[str, dict[str, str]]:
         return {}
 
@@ -210,15 +219,17 @@ class PostfixConfig:
         return found
 
 
-def run(command: Sequence[str], folder: Optional[Path] = None) -> tuple[str, str]:
+def run(command: Sequence[str], folder: Optional[Path] = None, timeout_s: float = _TIMEOUT_S) -> tuple[str, str]:
     """Return what a Postfix program prints in *folder*, standard output and error. Raises PostfixError if it fails."""
     # MAIL_CONFIG counts for postconf without -c, as it does for a person who calls it.
     environment = {**os.environ, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command, capture_output=True, cwd=folder, env=environment, timeout=_TIMEOUT_S, check=False
+            command, capture_output=True, cwd=folder, env=environment, timeout=timeout_s, check=False
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired as error:
+        raise PostfixError(f"{' '.join(command)}: no answer within {timeout_s:.0f} s") from error
+    except OSError as error:
         raise PostfixError(f"{command[0]}: {error}") from error
     output, errors = (text.decode(errors="surrogateescape") for text in (done.stdout, done.stderr))
     if done.returncode:

@@ -136,7 +136,7 @@ def hop_services(sockets: Sockets, hop: Hop) -> tuple[HopService, ...]:
             hop.cleanup,
             "unix",
             "cleanup",
-            (log_name, Override("message_size_limit", "0", "The same.")),
+            (log_name, Override("message_size_limit", "0", "Ingress has checked the size.")),
             private="n",
             process_limit="0",
         ),

@@ -34,7 +34,9 @@ class Topology(Enum):
 class Kind(Enum):
     """How a value combines with what is there.
 
-    VALUE: it takes its place. UNLESS_SET: only where main.cf says nothing. MAP: it is first in the list. MILTER,
+    VALUE: it takes its place. UNLESS_SET: only where main.cf says nothing. MAP: it is first in the list. LAST_MAP: it
+    is in the list, behind what is there: an address that another table changes is looked up again. TABLE: there can be
+    no other. MILTER,
     POLICY: the same, and it may stand in braces with a default action of its own. DEFAULT_ACTION: the value, unless
     others depend on the parameter, too. RELAY: a policy service, and a list that ends in reject_unauth_destination.
     ALIAS_DOMAINS: as it was, without the maps that gatepost answers. PROBES: as the list that it follows was.
@@ -43,6 +45,8 @@ class Kind(Enum):
     VALUE = "value"
     UNLESS_SET = "unless set"
     MAP = "map"
+    LAST_MAP = "last map"
+    TABLE = "table"
     MILTER = "milter"
     POLICY = "policy"
     DEFAULT_ACTION = "default action"
@@ -162,8 +166,8 @@ def _ingress(topology: Topology, sockets: Sockets) -> tuple[Wire, ...]:
     why_filter = _DECODING
     if forwarder:
         why_filter += (
-            " ORCPT of a client is taken out: the hop learns the forwarding mailbox from it, and a client's own would"
-            " choose in whose name its mail is forwarded."
+            " ORCPT of a client is taken out, whether an organization is declared or not: the hop learns the forwarding"
+            " mailbox from it, and a client's own would choose in whose name its mail is forwarded."
         )
     return (
         Wire(
@@ -202,7 +206,7 @@ def _ingress(topology: Topology, sockets: Sockets) -> tuple[Wire, ...]:
             "",
             "The default is $virtual_alias_maps, and gatepost would be asked about every domain, in vain.",
         ),
-        Wire("smtpd_command_filter", Kind.MAP, _command_filter(topology), why_filter),
+        Wire("smtpd_command_filter", Kind.TABLE, _command_filter(topology), why_filter),
         Wire(
             "smtpd_recipient_restrictions",
             Kind.POLICY,
@@ -289,8 +293,8 @@ def _egress(sockets: Sockets, hop: Hop) -> tuple[Wire, ...]:
             "20",
             "All forwarded mail shares the hop: what slows down your other deliveries must not slow down this one.",
         ),
-        Wire(f"{hop.transport}_destination_rate_delay", Kind.VALUE, "0s", "The same."),
-        Wire(f"{hop.transport}_transport_rate_delay", Kind.VALUE, "0s", "The same."),
+        Wire(f"{hop.transport}_destination_rate_delay", Kind.VALUE, "0s", "No pause between messages on the hop."),
+        Wire(f"{hop.transport}_transport_rate_delay", Kind.VALUE, "0s", "No pause between messages on the hop."),
     )
 
 
@@ -321,7 +325,7 @@ def _postsrsd_replacement(sockets: Sockets) -> tuple[Wire, ...]:
     return (
         Wire(
             "sender_canonical_maps",
-            Kind.MAP,
+            Kind.LAST_MAP,
             sockets.map("forward"),
             "A sender that is neither in an accepted domain nor excluded becomes an SRS address.",
         ),
@@ -344,7 +348,7 @@ def _postsrsd_replacement(sockets: Sockets) -> tuple[Wire, ...]:
             "The To header too, in mail of this host's own programs: out-of-office replies show the original address"
             " again.",
         ),
-        Wire("smtpd_command_filter", Kind.MAP, _command_filter(Topology.POSTSRSD_REPLACEMENT), _DECODING),
+        Wire("smtpd_command_filter", Kind.TABLE, _command_filter(Topology.POSTSRSD_REPLACEMENT), _DECODING),
     )
 
 

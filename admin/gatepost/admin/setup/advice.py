@@ -3,15 +3,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from gatepost.admin.postfix.config import PostfixConfig, PostfixError
+from gatepost.admin.postfix.config import PostfixConfig, PostfixError, Service
+from gatepost.admin.postfix.filters import FILTERS, filter_actions, is_loopback, leads_outside
+from gatepost.admin.postfix.relaying import RELAY_LISTS, hosts_only, verdict
 from gatepost.admin.postfix.tables import DOMAIN_LISTS, Tables, domain_list, listed_domains
 from gatepost.admin.postfix.wiring import Topology
-from gatepost.admin.setup.plan import Role, has_certificate_names, hop_of, role, srs_domains
-from gatepost.admin.setup.sockets import answers
+from gatepost.admin.setup.combine import is_srs_map
+from gatepost.admin.setup.plan import (
+    Role,
+    authenticates,
+    has_certificate_names,
+    hop_of,
+    is_on_loopback,
+    role,
+    srs_domains,
+)
+from gatepost.admin.setup.sockets import sockets
 from gatepost.service.config import Config
-from gatepost.service.fields import Listen
+from gatepost.service.snapshot import mint_domain
 from gatepost.service.srs_config import ReverseBy
 
 
@@ -22,6 +33,16 @@ def advice(config: PostfixConfig, gatepost: Config, topology: Topology) -> list[
         found += _certificates(config, topology)
     if topology.has_milter:
         found += _milters(config, gatepost, topology)
+    if topology is not Topology.POSTSRSD_REPLACEMENT:
+        found += _given_back(config, gatepost)
+    else:
+        found += _postsrsd(config, gatepost, topology)
+    if topology in (Topology.RELAY_HUB, Topology.EXCHANGE_ONLINE):
+        found += _changed_senders(config, gatepost)
+    if topology is Topology.FORWARDER:
+        found += _filters(config, gatepost)
+    if topology is Topology.POLICY_ONLY:
+        found += _guarded_twice(config, gatepost)
     if topology is Topology.POLICY_ONLY and "defer_unauth_destination" in config.entries("smtpd_relay_restrictions"):
         found.append(
             "smtpd_relay_restrictions ends in defer_unauth_destination: what nobody let relay is put off, not"
@@ -106,8 +127,14 @@ def _settings(gatepost: Config, topology: Topology) -> Iterator[str]:
         yield f"{gatepost.path.name}: there is no [upstream], so gatepost cannot say what Exchange Online will take."
 
 
+def _offers_tls(config: PostfixConfig, service: Service) -> bool:
+    yes = ("smtpd_use_tls", "smtpd_enforce_tls", "smtpd_tls_wrappermode")
+    level = config.effective(service, "smtpd_tls_security_level")
+    return level not in ("", "none") or any(config.effective(service, name) == "yes" for name in yes)
+
+
 def _certificates(config: PostfixConfig, topology: Topology) -> Iterator[str]:
-    if all(config.effective(item, "smtpd_tls_security_level") in ("", "none") for item in config.smtpds):
+    if not any(_offers_tls(config, item) for item in config.smtpds):
         yield (
             "A connector has a certificate name, but no smtpd offers TLS: smtpd_tls_security_level,"
             " smtpd_tls_cert_file and"
@@ -129,8 +156,8 @@ def _certificates(config: PostfixConfig, topology: Topology) -> Iterator[str]:
 
 
 def _milters(config: PostfixConfig, gatepost: Config, topology: Topology) -> Iterator[str]:
-    hop = hop_of(gatepost)
-    ingress = [item for item in config.smtpds if role(config, item, hop) is Role.INGRESS]
+    ingress = _ingress(config, gatepost)
+    yield from _milter_maps(config, ingress)
     for service in ingress:
         if "no_milters" in config.effective_entries(service, "receive_override_options"):
             yield (
@@ -155,8 +182,108 @@ def _milters(config: PostfixConfig, gatepost: Config, topology: Topology) -> Ite
         )
 
 
+def _ingress(config: PostfixConfig, gatepost: Config) -> list[Service]:
+    hop = hop_of(gatepost)
+    return [service for service in config.smtpds if role(config, service, hop) is Role.INGRESS]
+
+
+def _milter_maps(config: PostfixConfig, ingress: Sequence[Service]) -> Iterator[str]:
+    maps = dict.fromkeys(config.effective(service, "smtpd_milter_maps") for service in ingress)
+    for value in filter(None, maps):
+        yield (
+            f"smtpd_milter_maps is {value}: what comes from clients that it names, be it with DISABLE or with other"
+            " milters, is neither judged nor rewritten. Take them out of it, or add gatepost's milter there."
+        )
+
+
+def _changed_senders(config: PostfixConfig, gatepost: Config) -> Iterator[str]:
+    """Yield what would change SRS addresses, for cleanup(8) maps the sender that a milter has set."""
+    tables = Tables(config)
+    for domain in sorted({mint_domain(gatepost, item) for item in gatepost.organizations.values()}):
+        masquerading = config.entries("masquerade_domains")
+        if "envelope_sender" in config.entries("masquerade_classes") and _is_masqueraded(domain, masquerading):
+            yield (
+                f"masquerade_domains strips SRS addresses of their domain {domain}, and their bounces find nobody:"
+                f" postconf -e 'masquerade_domains = !{domain}, {', '.join(masquerading)}'"
+            )
+        for name in ("sender_canonical", "canonical"):
+            if "envelope_sender" in config.entries(f"{name}_classes"):
+                for table in config.entries(f"{name}_maps"):
+                    if not is_srs_map(table) and _maps(tables, table, domain):
+                        yield (
+                            f"{name}_maps: {table} changes SRS addresses in {domain}, and their bounces find nobody:"
+                            " leave +SRS= and SRS0= out of it."
+                        )
+
+
+def _is_masqueraded(domain: str, entries: Sequence[str]) -> bool:
+    first = next((entry for entry in entries if f".{domain}".endswith(f".{entry.lstrip('!')}")), domain)
+    return first != domain and not first.startswith("!")
+
+
+def _maps(tables: Tables, table: str, domain: str) -> bool:
+    keys = (f"bounces+SRS=aaaa=aa=example.net=somebody@{domain}", f"bounces@{domain}", f"@{domain}")
+    try:
+        return any(tables.query(table, key) is not None for key in keys)
+    except PostfixError:
+        return False
+
+
+def _given_back(config: PostfixConfig, gatepost: Config) -> Iterator[str]:
+    """Yield the services that a filter may give mail back to, though nothing says so."""
+    for service in _ingress(config, gatepost):
+        own = service.overrides.get("mynetworks") and config.effective_entries(service, "mynetworks")
+        if any(config.effective(service, name) for name in FILTERS) or authenticates(service):
+            continue
+        if is_on_loopback(service) or (own and hosts_only(own)):
+            yield (
+                f"{service.key} in master.cf counts as a way in: what comes there is judged by its client's address. If"
+                " a content filter gives mail back there, it would be judged twice, and refused; then say so, and run"
+                f" this again: postconf -P '{service.key}/content_filter='"
+            )
+
+
+def _filters(config: PostfixConfig, gatepost: Config) -> Iterator[str]:
+    """Yield what is called a filter, and hands mail to another host that gives none back here."""
+    hop = hop_of(gatepost)
+    if any(role(config, service, hop) is Role.FROM_FILTER for service in config.smtpds):
+        return
+    found = [("content_filter", config.expanded("content_filter")), *filter_actions(config)]
+    for where, destination in found:
+        if destination and leads_outside(config, destination) and not is_loopback(destination):
+            yield (
+                f"{where} hands mail to {destination}, which wins over the egress hop: what is forwarded that way"
+                " leaves unrewritten. What goes out by way of another host: relayhost, which holds behind the hop."
+            )
+
+
+def _guarded_twice(config: PostfixConfig, gatepost: Config) -> Iterator[str]:
+    relay, recipient = RELAY_LISTS
+    for service in _ingress(config, gatepost):
+        guard = verdict(config, service, recipient)
+        if guard and str(guard).endswith("_unauth_destination") and config.effective(service, relay):
+            yield (
+                f"{recipient} has {guard}, as {relay} does: what policyd lets relay from hosts outside mynetworks is"
+                f" refused there all the same. Take it out of {recipient}; {relay} does for both."
+            )
+            return
+
+
+def _postsrsd(config: PostfixConfig, gatepost: Config, topology: Topology) -> Iterator[str]:
+    found = [entry for entry in config.entries("recipient_canonical_maps") if is_srs_map(entry)]
+    if sockets(config, gatepost, topology).map("reverse") in found:
+        return
+    for entry in found:
+        if entry.startswith("socketmap:"):
+            yield (
+                f"recipient_canonical_maps has {entry}, whose place gatepost takes. If it is a postsrsd with"
+                ' original-envelope = "database", only that one knows whom bounces of its last 21 days are for: leave'
+                " it running, and once this is applied write its entry behind gatepost's, where it stays."
+            )
+
+
 def _exchange_online(config: PostfixConfig, gatepost: Config) -> Iterator[str]:
-    if not config.expanded("relayhost"):
+    if not (config.expanded("relayhost") or config.expanded("default_transport").partition(":")[2]):
         yield (
             "relayhost is empty. All mail is to go to the tenant's MX:"
             " postconf -e 'relayhost = [contoso-com.mail.protection.outlook.com]:25' with your own."
@@ -173,9 +300,3 @@ def _is_kept(tables: Tables, domain: str) -> bool:
         return domain_list(tables, domain) is not None
     except PostfixError:
         return True
-
-
-def silent(gatepost: Config, topology: Topology) -> list[Listen]:
-    """Return the sockets of gatepost at which nothing answers: mail would be put off until something does."""
-    wanted = [gatepost.policyd.listen[0], *([gatepost.milter.listen] if topology.has_milter else [])]
-    return [listen for listen in wanted if not answers(listen)]

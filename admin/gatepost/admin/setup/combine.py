@@ -9,22 +9,19 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from gatepost.admin.postfix.config import PostfixConfig, Service, split
+from gatepost.admin.postfix.filters import RESTRICTION_LISTS
+from gatepost.admin.postfix.relaying import TAKES_ARGUMENT, restrictions
+from gatepost.admin.postfix.tables import Tables
 from gatepost.admin.postfix.wiring import FILTER_FILE, Kind, Sockets, Topology, Wire, filter_files
 from gatepost.admin.setup.sockets import endpoint, same
 
 _POLICY = "check_policy_service"
 _ACTION_OF = {Kind.MILTER: "milter_default_action", Kind.POLICY: "smtpd_policy_service_default_action"}
 _ACTION_OF[Kind.RELAY] = _ACTION_OF[Kind.POLICY]
-_RESTRICTIONS = (
-    *("smtpd_client_restrictions", "smtpd_helo_restrictions", "smtpd_sender_restrictions"),
-    *("smtpd_relay_restrictions", "smtpd_recipient_restrictions", "smtpd_data_restrictions"),
-    *("smtpd_end_of_data_restrictions", "smtpd_etrn_restrictions"),
-)
-LIST_KINDS = (Kind.MAP, Kind.MILTER, Kind.POLICY, Kind.RELAY)
-_TAKES_ARGUMENT = r"check_\w+|reject_rbl_client|reject_rhsbl_\w+|permit_dnswl_client|permit_rhswl_client|warn_if_reject"
-_RULES = [rules[0] for topology in Topology for rules in filter_files(topology).values()]
-"""The first rule of each table for smtpd_command_filter tells an entry that has the rules in itself."""
+MAPS = (Kind.MAP, Kind.LAST_MAP, Kind.TABLE)
+LIST_KINDS = (*MAPS, Kind.MILTER, Kind.POLICY, Kind.RELAY)
 _REFERENCE = re.compile(r"\$(?:\{(?=\w+\})|\((?=\w+\)))?(?P<name>\w+)[})]?")
+_FILES_OF_RULES = re.compile(rf"(pipemap:|regexp:[^\s,{{}}]*/{FILTER_FILE}(_\d)?|[\s,{{}}])+")
 _POSTSRSD = re.compile(r"^(tcp:(localhost|127\.0\.0\.1|\[::1\]):1000[12]|socketmap:.*:(forward|reverse))$")
 
 
@@ -49,7 +46,7 @@ class Combining:
             name, _, service = entry.partition(" ")
             return name == _POLICY and same(self.config, endpoint(service.strip()), self.sockets.policyd)
         if wire.parameter == "smtpd_command_filter":
-            return FILTER_FILE in entry or any(rule in entry.replace("$$", "$") for rule in _RULES)
+            return has_rules_only(self.config, entry)
         table = re.match(r"^(?:proxy:)?socketmap:(.+):([a-z]+)$", entry)
         if table and same(self.config, table[1], self.sockets.policyd):
             return True
@@ -67,12 +64,17 @@ class Combining:
 
     def theirs(self, wire: Wire, value: str) -> list[str]:
         """Return the entries that are not gatepost's, nor of the postsrsd whose place it takes."""
-        replaced = self.topology is Topology.POSTSRSD_REPLACEMENT and wire.kind is Kind.MAP
-        return [
-            entry
-            for entry in self.entries(wire, value)
-            if not self.is_ours(wire, entry) and not (replaced and _POSTSRSD.match(entry))
-        ]
+        gone = self.replaced(wire, value)
+        return [entry for entry in self.entries(wire, value) if not self.is_ours(wire, entry) and entry not in gone]
+
+    def replaced(self, wire: Wire, value: str) -> list[str]:
+        """Return postsrsd's entries in a list. Beside gatepost's they stay: somebody has put them there since."""
+        if self.topology is not Topology.POSTSRSD_REPLACEMENT or wire.kind not in MAPS:
+            return []
+        entries = self.entries(wire, value)
+        if any(self.is_ours(wire, entry) for entry in entries):
+            return []
+        return [entry for entry in entries if is_srs_map(entry)]
 
     # What a value must be; None where it is right as it is, or nobody's business
 
@@ -87,7 +89,7 @@ class Combining:
             # Where it is another one, or others depend on it, gatepost's entries have one of their own.
             return None if config.is_set(name) or self._others(name) else wire.value
         if wire.kind is Kind.UNLESS_SET:
-            kept = config.is_set(name) or config.expanded(name) == wire.value or config.expanded("relay_clientcerts")
+            kept = config.is_set(name) or config.expanded(name) == wire.value or self._lists_fingerprints()
             return None if kept else wire.value
         if wire.kind is Kind.ALIAS_DOMAINS:
             return self._changed(wire, self.alias_domains(wire))
@@ -108,6 +110,15 @@ class Combining:
             return current, expanded
         return current, self.config.expand(name, future, service)
 
+    def _lists_fingerprints(self) -> bool:
+        checks = (
+            item.name
+            for service in self.config.smtpds
+            for name in RESTRICTION_LISTS
+            for item in restrictions(self.config, service, name)
+        )
+        return bool(self.config.expanded("relay_clientcerts")) or "check_ccert_access" in checks
+
     def _changed(self, wire: Wire, entries: Sequence[str]) -> Optional[str]:
         """Return the list *entries*, None where main.cf has just these."""
         name = wire.parameter
@@ -122,7 +133,10 @@ class Combining:
             hidden = len(self.theirs(wire, current)) == len(self.entries(wire, current))
             # What is to be taken out of it may stand in a parameter that the list names.
             current = joined(self.theirs(wire, expanded if hidden else current))
-        return ", ".join(filter(None, [self._entry(wire, service), current]))
+        ours = self._entry(wire, service)
+        if wire.kind is Kind.TABLE:
+            return ours
+        return ", ".join(filter(None, [current, ours] if wire.kind is Kind.LAST_MAP else [ours, current]))
 
     def without_ours(self, wire: Wire, current: str) -> str:
         """Return a list without gatepost's entries."""
@@ -130,30 +144,27 @@ class Combining:
         return current if theirs == self.entries(wire, current) else joined(theirs)
 
     def _stands_right(self, wire: Wire, expanded: str, service: Optional[Service]) -> bool:
+        if wire.kind is Kind.TABLE:
+            return expanded == self._file_of_rules(wire) or has_rules(self.config, expanded, self.topology)
         entries = self.entries(wire, expanded)
         ours = [index for index, entry in enumerate(entries) if self.is_ours(wire, entry)]
         if not ours or len(entries) - len(ours) != len(self.theirs(wire, expanded)):
             return False
+        if wire.kind is Kind.LAST_MAP:
+            return True
         if wire.kind is Kind.MILTER:
             # The order of milters matters little: each is told the sender that the client gave.
             return len(ours) == 1 and self._acts_right(wire, entries[ours[0]], service)
         if ours[0] != 0:
             return False
-        if wire.parameter == "smtpd_command_filter":
-            return self._is_filter(entries[0])
         return wire.kind is Kind.MAP or self._acts_right(wire, entries[0], service)
 
-    def _is_filter(self, entry: str) -> bool:
-        """Say whether an entry, expanded, is the table that is wanted, by its file's name or inline."""
-        if FILTER_FILE in entry:
-            wanted = next(wire.value for wire in self.wires if wire.parameter == "smtpd_command_filter")
-            return entry == wanted.replace("$config_directory", str(self.config.config_directory))
-        squeezed = re.sub(r"\s+", " ", entry).replace("$$", "$")
-        return all(rule in squeezed for rules in filter_files(self.topology).values() for rule in rules)
+    def _file_of_rules(self, wire: Wire) -> str:
+        return wire.value.replace("$config_directory", str(self.config.config_directory))
 
     def _entry(self, wire: Wire, service: Optional[Service]) -> str:
         """Return gatepost's entry, with a default action of its own where the common one is others' matter."""
-        if wire.kind is Kind.MAP:
+        if wire.kind in MAPS:
             return wire.value
         value, name = wire.value, _ACTION_OF[wire.kind]
         action = next(item.value for item in self.wires if item.parameter == name)
@@ -180,7 +191,7 @@ class Combining:
     def _others(self, name: str) -> bool:
         """Say whether there are other milters, or other policy services, in main.cf or master.cf."""
         milters = name == "milter_default_action"
-        parameters = ("smtpd_milters", "non_smtpd_milters") if milters else _RESTRICTIONS
+        parameters = ("smtpd_milters", "non_smtpd_milters") if milters else RESTRICTION_LISTS
         kind = Kind.MILTER if milters else Kind.POLICY
         wire = Wire("", kind, "", "")
         for parameter in parameters:
@@ -213,7 +224,35 @@ class Combining:
         return found
 
 
+def has_rules(config: PostfixConfig, table: str, topology: Topology) -> bool:
+    """Say whether a table for smtpd_command_filter, inline or a file of the administrator's, has gatepost's rules."""
+    text = _rules_of(config, table)
+    return FILTER_FILE not in table and all(rule in text for rules in filter_files(topology).values() for rule in rules)
+
+
+def has_rules_only(config: PostfixConfig, table: str) -> bool:
+    """Say whether it has nothing but gatepost's rules, of any topology."""
+    if _FILES_OF_RULES.fullmatch(table):
+        return True
+    text = _rules_of(config, table)
+    left = text
+    for rule in sorted(
+        {rule for kind in Topology for rules in filter_files(kind).values() for rule in rules}, key=len, reverse=True
+    ):
+        left = left.replace(rule, "")
+    return left != text and "/" not in left
+
+
+def _rules_of(config: PostfixConfig, table: str) -> str:
+    return re.sub(r"\s+", " ", Tables(config).text(table)).replace("$$", "$")
+
+
+def is_srs_map(entry: str) -> bool:
+    """Say whether a table is an SRS daemon's, by its usual names: postsrsd's, or gatepost's."""
+    return _POSTSRSD.match(entry) is not None
+
+
 def joined(entries: Sequence[str]) -> str:
     """Return the entries as one value: commas between them, and a blank behind one that takes the next as argument."""
     text = ", ".join(entries)
-    return re.sub(rf"((?:^|, )(?:{_TAKES_ARGUMENT})),", r"\1", text)
+    return re.sub(rf"((?:^|, )(?:{TAKES_ARGUMENT})),", r"\1", text)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Optional
 
 from gatepost.admin.postfix.config import PostfixConfig, PostfixError, Service, split
+from gatepost.admin.postfix.filters import FILTERS, filter_actions
 from gatepost.admin.postfix.hop import BEHIND_FILTER, HopService, hop_services
+from gatepost.admin.postfix.relaying import RELAY_LISTS, closed, hosts_only, sasl_only
 from gatepost.admin.postfix.tables import DOMAIN_LISTS, Tables, contains
 from gatepost.admin.postfix.wiring import Hop, Kind, Sockets, Topology, Wire, filter_files, main_cf
-from gatepost.admin.setup.combine import LIST_KINDS, Combining
+from gatepost.admin.setup.combine import LIST_KINDS, MAPS, Combining
 from gatepost.service.config import Config
 from gatepost.service.srs_config import Format
 
 _LOOPBACK = re.compile(r"^(127\.\d+\.\d+\.\d+|localhost|\[::1\]):")
-_FILTERS = ("content_filter", "smtpd_proxy_filter")
 
 
 class Role(Enum):
@@ -108,18 +109,43 @@ def srs_domains(gatepost: Config) -> list[str]:
 
 
 def role(config: PostfixConfig, service: Service, hop: Hop) -> Role:
-    """Return what an smtpd service is for."""
+    """Return what an smtpd service is for.
+
+    Where a filter gives mail back, it has no filter itself, though there is one, by a parameter or by FILTER in a
+    table; it trusts the filter's host alone; and nobody authenticates there.
+    """
     if config.effective(service, "milter_macro_daemon_name") == hop.daemon_name:
         return Role.HOP
-    if any(config.effective(service, name) for name in _FILTERS):
+    if any(config.effective(service, name) for name in FILTERS):
         return Role.INGRESS
-    filters = any(config.effective(other, name) for other in (*config.smtpds, *_pickups(config)) for name in _FILTERS)
-    if not (filters or any(name in service.overrides for name in _FILTERS)):
+    if not _trusts_hosts(config, service):
         return Role.INGRESS
-    networks = split(service.overrides.get("mynetworks", ""))
-    trusted = networks and all(network.startswith(("127.", "[::1]")) for network in networks)
-    alone = _LOOPBACK.match(service.name) or trusted or service.overrides.get("smtpd_authorized_xforward_hosts")
-    return Role.FROM_FILTER if alone else Role.INGRESS
+    others = any(config.effective(other, name) for other in (*config.smtpds, *_pickups(config)) for name in FILTERS)
+    given_back = others or any(name in service.overrides for name in FILTERS) or any(filter_actions(config))
+    return Role.FROM_FILTER if given_back else Role.INGRESS
+
+
+def _trusts_hosts(config: PostfixConfig, service: Service) -> bool:
+    """Say whether an smtpd is for this host, or for single hosts, and not for users."""
+    if authenticates(service):
+        return False
+    if service.overrides.get("smtpd_authorized_xforward_hosts"):
+        return True
+    if "mynetworks" in service.overrides:
+        return hosts_only(config.effective_entries(service, "mynetworks"))
+    lists = (*RELAY_LISTS, "smtpd_client_restrictions")
+    unfiltered = any(name in service.overrides for name in FILTERS)
+    return is_on_loopback(service) and (unfiltered or any(closed(config, service, name) for name in lists))
+
+
+def authenticates(service: Service) -> bool:
+    """Say whether it is for users, by an override of its own."""
+    return service.overrides.get("smtpd_sasl_auth_enable") == "yes"
+
+
+def is_on_loopback(service: Service) -> bool:
+    """Say whether it listens on loopback alone, by its name in master.cf."""
+    return _LOOPBACK.match(service.name) is not None
 
 
 def _pickups(config: PostfixConfig) -> list[Service]:
@@ -177,11 +203,13 @@ class Planner:
                 new = self._with_srs_domains(combining, wire, new)
             if new is not None:
                 planned[wire.parameter] = new
-                yield self._change(wire, new)
+                yield self._change(combining, wire, new)
 
-    def _change(self, wire: Wire, new: str) -> Change:
+    def _change(self, combining: Combining, wire: Wire, new: str) -> Change:
         old = self.config.value(wire.parameter) if self.config.is_set(wire.parameter) else None
-        return Change("", wire.parameter, old, new, wire.why)
+        gone = combining.replaced(wire, combining.written(wire.parameter))
+        place = f" It takes the place of postsrsd's {', '.join(gone)}." if gone else ""
+        return Change("", wire.parameter, old, new, f"{wire.why}{place}")
 
     def _new_srs_domains(self) -> list[str]:
         """Return the SRS domains that no list names; as a subdomain in relay_domains one would be sent on."""
@@ -238,8 +266,11 @@ class Planner:
             raw = service.overrides.get(wire.parameter)
             if raw is None or wire.kind not in LIST_KINDS:
                 continue
-            if wire.kind is Kind.MAP and not raw:
+            if wire.kind in MAPS and not raw:
                 continue  # switched off on purpose; it is no list that protects anything
+            exempt = "authenticated" in self.gatepost.relay.exempt
+            if wire.kind is Kind.RELAY and exempt and sasl_only(self.config, service, wire.parameter):
+                continue  # an OK for a connector would open it to clients that have not authenticated
             new = combining.in_service(wire, service)
             if new is not None:
                 yield Change(service.key, wire.parameter, raw, new, f"This service has a list of its own. {wire.why}")
@@ -250,7 +281,7 @@ class Planner:
             return
         for wire in combining.wires:
             raw = service.overrides.get(wire.parameter)
-            if raw and wire.kind is Kind.MAP:
+            if raw and wire.kind in MAPS:
                 new = combining.in_service(wire, service)
                 if new is not None:
                     yield Change(
@@ -268,7 +299,7 @@ class Planner:
                 continue
             raw = service.overrides.get(name)
             inherited = combining.written(name) if raw is None else raw
-            new = combining.without_ours(wire, inherited)
+            new = "" if filtered and raw is None else combining.without_ours(wire, inherited)
             if raw is None or new != raw:
                 why = whys.get(
                     name, "It takes mail back from your content filter, and policyd has been asked about it."

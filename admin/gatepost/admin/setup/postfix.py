@@ -12,15 +12,15 @@ from typing import Optional
 
 import click
 
-from gatepost.admin.configuration import complain, problems_reported
+from gatepost.admin.configuration import complain, printable, problems_reported
 from gatepost.admin.postfix.config import PostfixConfig, PostfixError
 from gatepost.admin.postfix.wiring import Topology
 from gatepost.admin.setup import output as setup_output
-from gatepost.admin.setup.advice import advice, silent
+from gatepost.admin.setup.advice import advice
 from gatepost.admin.setup.apply import Done, SetupError, apply, is_running, undo
 from gatepost.admin.setup.plan import Plan, Planner, derived_topology
 from gatepost.admin.setup.refusals import Refusal, refusals
-from gatepost.admin.setup.sockets import UnreachableError, sockets
+from gatepost.admin.setup.sockets import UnreachableError, silent, sockets
 from gatepost.service.config import Config, load, read
 from gatepost.service.paths import DEFAULT_PATH
 
@@ -54,6 +54,9 @@ def postfix(options: Options) -> int:
     if (options.apply or options.undo) and os.geteuid() != 0:
         complain("main.cf and master.cf are root's: run this with sudo. Without --apply and --undo it only looks.")
         return os.EX_NOPERM
+    if options.config_directory and not (options.config_directory / "main.cf").exists():
+        complain(f"{options.config_directory}: no main.cf there")
+        return os.EX_NOINPUT
     try:
         config = _instance(PostfixConfig.read(options.config_directory), options)
         if options.undo:
@@ -68,7 +71,7 @@ def postfix(options: Options) -> int:
     except SetupError as error:
         for line in str(error).splitlines():
             complain(line)
-        return _REFUSED
+        return error.status
 
 
 def _instance(config: PostfixConfig, options: Options) -> PostfixConfig:
@@ -95,15 +98,15 @@ def _set_up(config: PostfixConfig, gatepost: Config, topology: Topology, options
         refused += _unanswered(config, gatepost, topology, options)
     if options.as_json:
         done = apply(planner, plan) if options.apply and not refused and not plan.is_empty else None
-        click.echo(setup_output.as_json(config, plan, notes, refused, applied=done is not None))
-        return _REFUSED if refused else 0
+        click.echo(setup_output.as_json(config, plan, notes, refused, done))
+        return _REFUSED if refused else os.EX_TEMPFAIL if done and done.reloaded else 0
     _show(config, plan, notes, options)
     if refused:
         return _refuse(refused)
     if plan.is_empty:
         click.echo(f"\nNothing to change: Postfix has all that topology {topology.value} needs.")
     elif options.apply:
-        _done(apply(planner, plan), options)
+        return _done(apply(planner, plan), options)
     else:
         click.echo(f"\nNothing has been changed. To do it: sudo {options.again('--apply')}")
     return 0
@@ -121,14 +124,14 @@ def _other_instances(config: PostfixConfig, gatepost: Config) -> str:
 
 def _unanswered(config: PostfixConfig, gatepost: Config, topology: Topology, options: Options) -> list[Refusal]:
     """Return a refusal where mail would be put off from the reload on, because gatepost does not run."""
-    missing = silent(gatepost, topology)
+    missing = silent(config, gatepost, topology)
     if not missing or not is_running(config):
         return []
     return [
         Refusal(
             f"gatepost does not answer at {' and '.join(map(str, missing))}",
             "Postfix runs, and from its reload on it would put off all mail until gatepost answers.",
-            f"Start gatepost first (systemctl start gatepost.target), or: {options.again('--apply', '--force')}",
+            f"Start gatepost first (systemctl start gatepost.target), or: sudo {options.again('--apply', '--force')}",
         )
     ]
 
@@ -156,24 +159,32 @@ def _refuse(refused: Sequence[Refusal]) -> int:
     return _REFUSED
 
 
-def _done(done: Done, options: Options) -> None:
+def _done(done: Done, options: Options) -> int:
     click.echo(f"\nDone. The files as they were are in {done.copies}; to take it back: sudo {options.again('--undo')}")
-    _reloaded(done)
+    for line in done.complaints:
+        complain(f"As before, too: {line}")
+    return _reloaded(done)
 
 
-def _reloaded(done: Done) -> None:
-    if done.reloaded is None:
-        click.echo("Postfix does not run; it reads this when it starts.")
-    elif done.reloaded:
-        complain(f"postfix reload: {done.reloaded}")
-    else:
-        click.echo("Postfix has read it.")
+def _reloaded(done: Done) -> int:
+    if done.reloaded:
+        complain(f"Postfix has not read it (postfix reload: {done.reloaded})")
+        return os.EX_TEMPFAIL
+    runs = done.reloaded is not None
+    click.echo("Postfix has read it." if runs else "Postfix does not run; it reads this when it starts.")
+    return 0
 
 
 def _undo(config: PostfixConfig, options: Options) -> int:
     done = undo(config, force=options.force)
-    click.echo(f"main.cf and master.cf in {config.config_directory} are as they were before setup.")
-    _reloaded(done)
+    kept = ", but for what was changed by hand since:" if done.kept else "."
+    click.echo(f"main.cf and master.cf in {config.config_directory} are as they were before setup{kept}")
+    for line in done.kept.expandtabs().splitlines():
+        click.echo(printable(line))
+    status = _reloaded(done)
     if done.topology != Topology.POLICY_ONLY.value:
-        click.echo("Bounces of mail that was rewritten until now do not come home any more: see gatepost(8), SETUP.")
-    return 0
+        click.echo(
+            "If mail was rewritten until now, its bounces do not come home any more, but for what gatepost(8), SETUP,"
+            " says of them."
+        )
+    return status

@@ -25,12 +25,23 @@ class UnreachableError(Exception):
 
 def sockets(config: PostfixConfig, gatepost: Config, topology: Topology) -> Sockets:
     """Return what main.cf calls them. Raises UnreachableError."""
-    policyd = _called(config, gatepost.policyd.listen, "policyd")
-    milter = _called(config, [gatepost.milter.listen], "milter") if topology.has_milter else ""
+    policyd, _ = _called(config, gatepost.policyd.listen, "policyd")
+    milter, _ = _called(config, [gatepost.milter.listen], "milter") if topology.has_milter else ("", None)
     if topology is not Topology.POSTSRSD_REPLACEMENT:
         return Sockets(milter, policyd)
     forward, reverse = gatepost.policyd.tcp_table_forward, gatepost.policyd.tcp_table_reverse
     return Sockets(milter, policyd, _tcp_table(forward), _tcp_table(reverse))
+
+
+def silent(config: PostfixConfig, gatepost: Config, topology: Topology) -> list[Listen]:
+    """Return the sockets that Postfix is to call and where nothing answers: mail would be put off until it does."""
+    wanted = [_called(config, gatepost.policyd.listen, "policyd")[1]]
+    if topology.has_milter:
+        wanted.append(_called(config, [gatepost.milter.listen], "milter")[1])
+    if topology is Topology.POSTSRSD_REPLACEMENT:
+        tables = (gatepost.policyd.tcp_table_forward, gatepost.policyd.tcp_table_reverse)
+        wanted += [listens[0] for listens in tables if listens]
+    return [listen for listen in wanted if not answers(listen)]
 
 
 def _tcp_table(listens: Sequence[Listen]) -> Optional[str]:
@@ -38,18 +49,19 @@ def _tcp_table(listens: Sequence[Listen]) -> Optional[str]:
     return next((f"tcp:{_local(listen)}" for listen in listens if listen.host), None)
 
 
-def _called(config: PostfixConfig, listens: Sequence[Listen], section: str) -> str:
+def _called(config: PostfixConfig, listens: Sequence[Listen], section: str) -> tuple[str, Listen]:
+    """Return what Postfix is to call one of *listens*, and which one that is. Raises UnreachableError."""
     queue = config.queue_directory
     for listen in listens:
         inside = _below(listen.path, queue) if listen.path else None
         if inside:
-            return f"unix:{inside}"
+            return f"unix:{inside}", listen
     for listen in listens:
         if listen.host:
-            return f"inet:{_local(listen)}"
+            return f"inet:{_local(listen)}", listen
     chrooted = [item.key for item in config.services if item.command in _ASKING[section] and config.is_chrooted(item)]
     if not chrooted:
-        return f"unix:{listens[0].path}"
+        return f"unix:{listens[0].path}", listens[0]
     port = 10040 if section == "milter" else 10041
     raise UnreachableError(
         f"{', '.join(chrooted)} in master.cf: chrooted to {queue}, so {listens[0].path} is out of reach."

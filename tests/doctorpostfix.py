@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Callable
@@ -86,12 +88,17 @@ class Looked:
             for command in finding.remedy:
                 if command.startswith("postconf"):
                     subprocess.run(["sh", "-c", command], check=True, timeout=30)
-                    self._settled()
+                elif command.startswith("gatepost "):
+                    program = shlex.quote(str(Path(sys.executable).with_name("gatepost")))
+                    subprocess.run(["sh", "-c", command.replace("gatepost", program, 1)], check=True, timeout=60)
+                self._settled()
 
     def plain(self, text: str) -> str:
         text = text.replace(f"127.0.0.1:{self.stage.postfix.smtp[1]}/inet", "smtp/inet")
         for port, here in self.stage.ports.items():
             text = text.replace(here, port)
-        text = text.replace(f" -c {self.directory}", "").replace(str(self.directory), "/etc/postfix")
+        for option in ("-c", "--config-directory"):
+            text = text.replace(f" {option} {self.directory}", "")
+        text = text.replace(str(self.directory), "/etc/postfix")
         text = text.replace(str(self.stage.configuration), "gatepost.toml")
         return text.replace(str(self.stage.postfix.queue_directory), "/var/spool/postfix")

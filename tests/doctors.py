@@ -11,7 +11,7 @@ import dns.resolver
 
 from gatepost.admin.doctor import run as doctor
 from gatepost.admin.doctor.model import DNS_TIMEOUT_S, Circumstances, Finding
-from gatepost.admin.postfix.config import PostfixConfig, PostfixError
+from gatepost.admin.postfix.config import NoPostfixError, PostfixConfig
 from gatepost.service import certificates
 from gatepost.service.config import parse
 from gatepost.service.snapshot import build
@@ -28,7 +28,7 @@ CONTOSO: Raw = {
 
 
 def no_postfix() -> PostfixConfig:
-    raise PostfixError("no postconf: is Postfix installed on this host?")
+    raise NoPostfixError("no postconf: is Postfix installed on this host?")
 
 
 def circumstances(
@@ -42,6 +42,7 @@ def circumstances(
     addresses: tuple[str, ...] = (),
     dns_timeout_s: float = DNS_TIMEOUT_S,
     path: Path = Path("gatepost.toml"),
+    config_directory: Optional[Path] = None,
 ) -> Circumstances:
     """Return circumstances with the organisation contoso in mode enforce; *raw*: tables of gatepost.toml instead.
 
@@ -60,6 +61,7 @@ def circumstances(
         sendmail_cf=sendmail_cf,
         addresses=addresses,
         dns_timeout_s=dns_timeout_s,
+        config_directory=config_directory,
     )
 
 

@@ -301,6 +301,12 @@ def test_forwarder_without_egress_in_gatepost_toml_is_refused(host: SetupHost) -
     assert refused(host, "forwarder") == ["gatepost.toml has no [egress]"]
 
 
+def test_transport_for_subdomains_that_are_outside_is_refused(forwarder: SetupHost) -> None:
+    table = "inline:{ {.contoso.com=smtp:[192.0.2.9]} }"
+    forwarder.add(f"parent_domain_matches_subdomains =\ntransport_maps = {table}\n")
+    assert refused(forwarder, "forwarder") == [f"transport_maps: {table} has .contoso.com smtp:[192.0.2.9]"]
+
+
 @pytest.mark.parametrize(
     ("entry", "found"),
     [

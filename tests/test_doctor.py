@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,9 +15,22 @@ from click.testing import CliRunner
 from doctors import circumstances, texts
 
 from gatepost.admin.command import main
+from gatepost.admin.doctor import model
 from gatepost.admin.doctor import output as doctor_output
 from gatepost.admin.doctor import run as doctor
-from gatepost.admin.doctor.model import AbsentError, Check, Circumstances, Finding, Severity, error, info, ok, warning
+from gatepost.admin.doctor.model import (
+    AbsentError,
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    Severity,
+    error,
+    info,
+    ok,
+    warning,
+)
+from gatepost.admin.sandbox import temporary_root
 
 FOUND = [
     Finding(Severity.OK, "bypass is off", check="bypass"),
@@ -85,7 +99,7 @@ UNKNOWN spf
 Configuration: well
   - bypass is off
 
-1 error, 1 warning, 1 not to be looked at, 1 well."""
+1 error, 1 warning, 1 that could not be looked at, 1 well."""
     )
 
 
@@ -101,6 +115,26 @@ def test_a_command_is_never_wrapped() -> None:
     assert f"  Do:  {command}\n" in doctor_output.as_text([error("a", "b", command)], {}, quiet=False)
 
 
+def test_what_is_to_be_edited_is_told_apart_from_commands() -> None:
+    finding = warning("a", "b", Edit("gatepost.toml: c = 1"), Edit("in DNS: d"), "gatepost config check", "reload")
+    assert "\n".join(doctor_output.as_text([finding], {}, quiet=True).splitlines()[3:7]) == (
+        "  Edit: gatepost.toml: c = 1\n        in DNS: d\n  Do:  gatepost config check\n       reload"
+    )
+    (row,) = json.loads(doctor_output.as_json([finding], {}, 1))["findings"]
+    assert (row["remedy"], row["edit"]) == (
+        ["gatepost config check", "reload"],
+        ["gatepost.toml: c = 1", "in DNS: d"],
+    )
+
+
+def test_commands_are_for_the_configuration_and_the_instance_that_were_given() -> None:
+    here = circumstances(path=Path("/etc/my gatepost.toml"), config_directory=Path("/etc/postfix-out"))
+    assert model.again(here) == "gatepost -c '/etc/my gatepost.toml' doctor --config-directory /etc/postfix-out"
+    assert model.as_root(here) == f"sudo {model.again(here)}"
+    assert model.reload_postfix(here) == "postfix -c /etc/postfix-out reload"
+    assert model.again(circumstances(path=Path("/etc/gatepost/gatepost.toml"))) == "gatepost doctor"
+
+
 def test_json_has_every_finding_in_the_order_of_the_checks() -> None:
     document = json.loads(doctor_output.as_json(FOUND, GROUPS, 2))
     assert (document["severity"], document["exit_status"]) == ("error", 2)
@@ -112,6 +146,7 @@ def test_json_has_every_finding_in_the_order_of_the_checks() -> None:
         "what": "no answer at /run/milter.sock",
         "why": "Mail waits.",
         "remedy": ["systemctl start gatepost"],
+        "edit": [],
     }
 
 
@@ -125,6 +160,39 @@ def test_a_configuration_that_cannot_be_used_is_a_finding_a_problem_and_exit_sta
         'gatepost.toml: relay.mode: "off" is not one of "monitor", "enforce"',
         "gatepost.toml: colour: unknown key",
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("closed", ["gatepost.toml", "srs.secret"])
+def test_what_this_user_may_not_read_is_unknown_and_the_rest_is_checked(closed: str) -> None:
+    with temporary_root() as root:
+        (root / "srs.secret").write_text("0123456789abcdef\n")
+        (root / "gatepost.toml").write_text(f'state_directory = "{root}"\n')
+        (root / "srs.secret").chmod(0o600)
+        (root / "gatepost.toml").chmod(0o644)
+        (root / closed).chmod(0o600)
+        os.setresuid(65534, 65534, 0)
+        try:
+            done = CliRunner().invoke(main, ["-c", f"{root}/gatepost.toml", "doctor", "--json"])
+        finally:
+            os.setresuid(0, 0, 0)
+    rows = json.loads(done.stdout)["findings"]
+    sudo = f"sudo gatepost -c {root}/gatepost.toml doctor"
+    if closed == "gatepost.toml":
+        assert done.exit_code == 78
+        (row,) = rows
+        assert (row["check"], row["severity"], row["remedy"]) == ("configuration", "unknown", [sudo])
+    else:
+        assert done.exit_code in (1, 2)
+        assert len(rows) > 5
+        (keys,) = [row for row in rows if row["check"] == "keys"]
+        assert (keys["severity"], keys["what"]) == ("unknown", f"{root}/srs.secret may not be read by this user")
+
+
+def test_without_a_configuration_one_can_be_made(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["-c", f"{tmp_path}/gatepost.toml", "doctor", "--json"])
+    (row,) = json.loads(done.stdout)["findings"]
+    assert (done.exit_code, row["remedy"]) == (78, [f"gatepost -c {tmp_path}/gatepost.toml config init"])
 
 
 def test_names_of_checks_are_unique_and_for_programs() -> None:

@@ -46,8 +46,10 @@ def contoso(*names: str, domain: str = "contoso.com") -> dict[str, object]:
 
 
 def postfix(services: Sequence[Service] = (), **parameters: str) -> PostfixConfig:
+    directory = Path("/etc/postfix")
+    defaults = {"config_directory": str(directory)}
     return PostfixConfig(
-        "postconf", Path("/etc/postfix"), parameters, frozenset(parameters), {}, parameters, tuple(services)
+        "postconf", directory, parameters, frozenset(parameters), defaults, parameters, tuple(services)
     )
 
 

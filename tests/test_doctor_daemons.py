@@ -64,10 +64,13 @@ def test_a_silent_worker_is_an_error(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         try:
             poll(lambda: len(texts(looking(running), "daemons")) > 2, "the daemons have fallen silent")
-            lines = texts(looking(running), "daemons")
+            findings = found(looking(running), "daemons")
         finally:
             os.kill(running.pid, signal.SIGCONT)
+    lines = [f"{item.severity.value}: {item.what}" for item in findings]
     assert any(line.startswith(f"error: policyd: process {worker} is silent for ") for line in lines)
+    (supervisor,) = [item for item in findings if item.what.startswith("supervisor.")]
+    assert supervisor.remedy[0] == "systemctl restart gatepost.target"
     assert "error: policyd: 0 of 1 workers are ready" in lines
 
 
@@ -81,10 +84,11 @@ def test_the_configuration_on_disk_is_the_one_that_is_loaded(gatepost: Gatepost)
 
 
 def test_a_configuration_that_was_changed_since_is_a_warning(gatepost: Gatepost) -> None:
-    before = gatepost.configuration.stat()
-    os.utime(gatepost.configuration, (time.time() + 60, time.time() + 60))
+    before = gatepost.configuration.read_text()
+    gatepost.configuration.write_text(f"{before}\n# more\n")
+    os.utime(gatepost.configuration, (0, 0))
     (finding,) = found(looking(gatepost), "daemons-up-to-date")
-    os.utime(gatepost.configuration, (before.st_atime, before.st_mtime))
+    gatepost.configuration.write_text(before)
     assert finding.what == f"{gatepost.configuration} was changed after milter+policyd had loaded it"
     assert finding.remedy == (f"gatepost -c {gatepost.configuration} config check && systemctl reload gatepost.target",)
 
@@ -105,11 +109,23 @@ def test_no_errors_are_well(gatepost: Gatepost) -> None:
 
 
 def test_errors_of_the_last_hour_are_a_warning(gatepost: Gatepost) -> None:
+    looked_at = looking(gatepost, now=time.time() + 3600)
+    file = last_errors_file(looked_at.config)
+    for minutes, line in ((90, "long ago"), (5, "c"), (4, "the store is away"), (3, "b"), (2, "b"), (1, "d")):
+        last_errors.keep(file, line, looked_at.now - 60 * minutes)
+    assert texts(looked_at, "daemon-errors") == [
+        "warning: errors of the last hour: d; b (2 times); the store is away and 1 more"
+    ]
+    file.unlink()
+
+
+def test_errors_of_before_the_daemons_were_started_are_mentioned(gatepost: Gatepost) -> None:
     looked_at = looking(gatepost)
     file = last_errors_file(looked_at.config)
-    for minutes, line in ((90, "long ago"), (4, "the store is away"), (3, "b"), (2, "c"), (1, "d")):
-        last_errors.keep(file, line, looked_at.now - 60 * minutes)
-    assert texts(looked_at, "daemon-errors") == ["warning: errors of the last hour: d; c; b and 1 more"]
+    last_errors.keep(file, "the store is away", looked_at.now - 600)
+    assert texts(looked_at, "daemon-errors") == [
+        "info: errors of the last hour, none since the daemons were started or reloaded: the store is away"
+    ]
     file.unlink()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -172,6 +173,12 @@ def test_a_record_that_covers_the_whole_world_is_a_warning() -> None:
     ]
 
 
+@pytest.mark.parametrize("record", ["v=spf1 ip4:0.0.0.0/0 -all", "v=spf1 include:all.example -all"])
+def test_so_is_one_that_covers_it_in_another_way(record: str) -> None:
+    records = {"contoso.com": txt(record), "all.example": txt("v=spf1 +all")}
+    assert told("spf", records) == [f"warning: contoso.com: its SPF record covers every host of the world: {record}"]
+
+
 def test_a_record_that_leaves_others_open_is_mentioned() -> None:
     assert spf(txt("v=spf1 ip4:192.0.2.10 ?all")) == [
         "ok: contoso.com: SPF passes for 192.0.2.10",
@@ -222,6 +229,22 @@ def test_behind_a_relayhost_that_one_s_addresses_count() -> None:
         "unknown: whether SPF lets mail leave from here is not known: mail leaves through "
         "[smtp.provider.example]:587, whose addresses count"
     )
+
+
+def test_behind_a_relayhost_srs_outgoing_addresses_are_those_that_count() -> None:
+    records, raw = {"contoso.com": txt("v=spf1 ip4:203.0.113.8 -all")}, {"srs": {"outgoing_addresses": ["203.0.113.8"]}}
+    found = told("spf", records, raw, addresses=(), relayhost="[smtp.provider.example]:587")
+    assert found == ["ok: contoso.com: SPF passes for 203.0.113.8"]
+
+
+def test_one_limit_of_time_is_for_all_checks_of_dns() -> None:
+    with NameServer({}, silent=["contoso.com", "arpa"]) as server:
+        looked_at = looking(server, None)
+        began = time.monotonic()
+        for check in ("spf", "mx", "reverse-name"):
+            (text,) = texts(looked_at, check)
+            assert text.startswith("unknown: DNS does not tell of ")
+        assert time.monotonic() - began < 2.5 * TIMEOUT_S
 
 
 def test_in_front_of_exchange_online_the_record_must_cover_exchange_online() -> None:

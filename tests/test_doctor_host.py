@@ -12,6 +12,7 @@ from doctors import Raw, circumstances, found, texts
 
 from gatepost.admin.doctor.host import judged_room
 from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.doctor.units import judged_units
 from gatepost.admin.sandbox import temporary_root
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -43,7 +44,7 @@ def looking(root: Path, **more: Raw) -> Circumstances:
     """A configuration that lies in *root*, with its state there."""
     file = root / "gatepost.toml"
     file.touch()
-    return circumstances({"state_directory": str(root / "state"), **more}, path=file)
+    return circumstances({"state_directory": str(root / "state"), **more}, path=file, sendmail_cf=file)
 
 
 # Who may read
@@ -184,11 +185,66 @@ def test_a_folder_of_the_daemons_own_group_is_well(root: Path) -> None:
     assert texts(with_sockets(root, folder), "socket-folders") == [f"ok: {folder}: 0750, root:root"]
 
 
+def test_without_an_mta_the_folder_waits_for_one(root: Path) -> None:
+    sockets = {"milter": {"listen": f"unix:{root}/none/m"}, "policyd": {"listen": [f"unix:{root}/none/p"]}}
+    assert texts(circumstances(sockets), "socket-folders") == []
+
+
 def test_no_folder_is_an_error(root: Path) -> None:
     folder = root / "sockets"
     assert texts(with_sockets(root, folder), "socket-folders") == [
         f"error: the folder of the sockets, {folder}, is not there"
     ]
+
+
+# What systemd shows
+
+UNIT = {
+    "Id": "gatepost-policyd.service",
+    "ProtectHome": "yes",
+    "ProtectSystem": "strict",
+    "StateDirectory": "gatepost",
+    "RuntimeDirectory": "gatepost",
+    "ReadWritePaths": "-/var/spool/postfix/gatepost",
+}
+WRITTEN = [Path("/var/lib/gatepost"), Path("/var/spool/postfix/gatepost"), Path("/run/gatepost")]
+READ = [Path("/etc/gatepost/gatepost.toml"), Path("/var/lib/gatepost/srs.secret")]
+
+
+def judged(read: list[Path], written: list[Path], **properties: str) -> list[str]:
+    return [finding.what for finding in judged_units([{**UNIT, **properties}], read, written)]
+
+
+def test_what_the_packages_have_is_within_the_units_reach() -> None:
+    assert judged(READ, WRITTEN) == []
+
+
+def test_a_file_below_home_is_hidden_from_the_daemons() -> None:
+    export = Path("/home/admin/exchange.json")
+    assert judged([*READ, export], WRITTEN) == [
+        "ProtectHome of gatepost-policyd hides /home/admin/exchange.json from the daemons"
+    ]
+    assert judged([*READ, export], WRITTEN, ProtectHome="read-only") == []
+    assert judged([*READ, export], WRITTEN, ProtectHome="no") == []
+    assert judged([*READ, export], WRITTEN, BindReadOnlyPaths="/home/admin/exchange.json:/home/admin:rbind") == []
+
+
+def test_a_store_elsewhere_is_read_only_to_the_daemons() -> None:
+    milter = {**UNIT, "Id": "gatepost-milter.service"}
+    (finding,) = judged_units([milter, UNIT], READ, [*WRITTEN, Path("/srv/gatepost")])
+    assert finding.what == (
+        "ProtectSystem of gatepost-milter, gatepost-policyd lets the daemons write nothing below /srv/gatepost"
+    )
+    assert finding.remedy == (
+        "systemctl edit gatepost-milter gatepost-policyd: [Service] ReadWritePaths=/srv/gatepost",
+        "systemctl restart gatepost-milter gatepost-policyd",
+    )
+    assert judged(READ, [*WRITTEN, Path("/srv/gatepost")], ReadWritePaths="-/var/spool/postfix /srv") == []
+    assert judged(READ, [*WRITTEN, Path("/srv/gatepost")], ProtectSystem="full") == []
+
+
+def test_another_configuration_than_the_units_is_not_compared_with_them(root: Path) -> None:
+    assert texts(looking(root), "unit-sandbox") == []
 
 
 # Room

@@ -59,7 +59,7 @@ def test_a_key_of_more_than_two_years_is_a_warning(file: Path) -> None:
     finding, _ = found(looking(file, (OLD, None), changed=TODAY - 800), "keys")
     assert finding.severity.value == "warning"
     assert finding.what == f"{file}: {name(OLD)} has signed for 800 days, since {iso_day(TODAY - 800)}"
-    assert finding.remedy == ("gatepost srs rotate",)
+    assert finding.remedy == ("gatepost -c gatepost.toml srs rotate",)
 
 
 def test_a_key_that_signs_from_tomorrow_is_well(file: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_key_whose_addresses_have_expired_can_go(file: Path) -> None:
     looked_at = looking(file, (NEW, TODAY - 30), (OLD, TODAY - 100), changed=TODAY - 30)
     finding, _ = found(looked_at, "keys")
     assert finding.what == f"{file}: all addresses of {name(OLD)} have expired"
-    assert finding.remedy == ("gatepost srs rotate   # removes them; or delete their lines",)
+    assert finding.remedy == ("gatepost -c gatepost.toml srs rotate   # removes them; or delete their lines",)
 
 
 def test_a_key_that_addresses_still_need_stays(file: Path) -> None:

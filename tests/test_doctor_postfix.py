@@ -6,6 +6,7 @@ Services: smtp/inet is the example's smtpd. The configurations are read by the r
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,6 +39,11 @@ WELL = [
     ("forwarder", "wired-in", "ok: Postfix uses of gatepost: milter, policy service, map reverse, map egress"),
     ("policy-only", "wired-in", "ok: Postfix uses of gatepost: policy service"),
     ("postsrsd-replacement", "wired-in", "ok: Postfix uses of gatepost: map reverse, map forward"),
+    ("relay-hub", "wiring", "ok: the rest of what topology relay-hub needs is there"),
+    ("forwarder", "wiring", "ok: the rest of what topology forwarder needs is there"),
+    ("exchange-online", "wiring", "ok: the rest of what topology exchange-online needs is there"),
+    ("policy-only", "wiring", "ok: the rest of what topology policy-only needs is there"),
+    ("postsrsd-replacement", "wiring", "ok: the rest of what topology postsrsd-replacement needs is there"),
     ("relay-hub", "milter", "ok: smtpd_milters has gatepost: smtp/inet"),
     ("relay-hub", "milter-for-sendmail-command", "ok: non_smtpd_milters has gatepost"),
     ("relay-hub", "milter-default-action", "ok: gatepost's milter away: tempfail (smtp/inet)"),
@@ -272,6 +278,18 @@ def test_a_postfix_that_does_not_know_gatepost_is_told_how_to(look: Look) -> Non
         assert looked.texts(check) == []
 
 
+def test_a_first_instance_without_gatepost_beside_one_that_has_it_is_well(look: Look) -> None:
+    inside = look("relay-hub")
+    outside = look("relay-hub", main_cf=f"multi_instance_directories = {inside.directory}\n")
+    inside.postconf("-e", "multi_instance_name=postfix-in")
+    for name in ("smtpd_milters", "non_smtpd_milters", "smtpd_recipient_restrictions"):
+        outside.postconf("-X", name)
+    for name in ("smtpd_data_restrictions", "virtual_alias_maps"):
+        outside.postconf("-X", name)
+    assert outside.texts("wired-in") == ["info: Postfix in /etc/postfix does not know gatepost; postfix-in does"]
+    assert outside.commands("wired-in") == [f"gatepost -c gatepost.toml doctor --config-directory {inside.directory}"]
+
+
 def test_a_parameter_that_postfix_does_not_know_is_a_warning(look: Look) -> None:
     looked = look("relay-hub", main_cf="milter_default_actoin = tempfail\n")
     (complaint, _) = looked.texts("postfix")
@@ -283,6 +301,15 @@ def test_without_postfix_and_sendmail_there_is_no_mta() -> None:
     assert texts(circumstances(), "postfix") == [
         "error: neither Postfix nor Sendmail: no postconf: is Postfix installed on this host?"
     ]
+
+
+def test_a_configuration_that_postfix_cannot_read_is_told_as_that(look: Look) -> None:
+    looked = look("relay-hub")
+    with (looked.directory / "main.cf").open("a") as file:
+        file.write("no equals sign\n")
+    (told,) = looked.texts("postfix")
+    assert told.startswith("error: Postfix cannot read its configuration: ")
+    assert looked.commands("postfix") == ["postfix check"]
 
 
 def test_without_postfix_its_checks_are_left_out(tmp_path: Path) -> None:
@@ -353,7 +380,9 @@ def test_an_absolute_path_is_right_for_a_service_that_is_not_chrooted(look: Look
 
 def test_a_service_that_looks_no_address_up_brings_no_bounce_back(look: Look) -> None:
     looked = look("relay-hub", main_cf="receive_override_options = no_address_mappings, no_header_body_checks\n")
-    assert looked.texts("reverse-map")[1:] == ["error: smtp/inet: receive_override_options has no_address_mappings"]
+    assert looked.texts("reverse-map")[1:] == [
+        "error: smtp/inet, pickup/unix: receive_override_options has no_address_mappings"
+    ]
     assert looked.commands("reverse-map")[0] == "postconf -e 'receive_override_options = no_header_body_checks'"
 
 
@@ -401,3 +430,304 @@ def test_policyd_asked_among_recipient_restrictions_alone_lets_nobody_relay(look
     assert looked.texts("policy") == [
         "warning: smtp/inet: policyd is asked in smtpd_recipient_restrictions, not in smtpd_relay_restrictions"
     ]
+
+
+# What no other check looks at
+
+POSTSRSD = "postsrsd-replacement"
+REST = [
+    (
+        POSTSRSD,
+        "recipient_canonical_classes = header_recipient",
+        'error: recipient_canonical_classes is "header_recipient"; topology postsrsd-replacement needs '
+        '"envelope_recipient, header_recipient"',
+    ),
+    (
+        POSTSRSD,
+        "sender_canonical_classes = envelope_sender, header_sender",
+        'error: sender_canonical_classes is "envelope_sender, header_sender"; topology postsrsd-replacement needs '
+        '"envelope_sender"',
+    ),
+    (
+        POSTSRSD,
+        "sender_canonical_maps =",
+        'error: sender_canonical_maps is ""; topology postsrsd-replacement needs '
+        '"socketmap:unix:gatepost/policyd.sock:forward"',
+    ),
+    (
+        "forwarder",
+        "gatepost-egress_destination_recipient_limit = 50",
+        'error: gatepost-egress_destination_recipient_limit is "50"; topology forwarder needs "1"',
+    ),
+    (
+        "forwarder",
+        "gatepost-egress_destination_rate_delay = 5s",
+        'warning: gatepost-egress_destination_rate_delay is "5s"; topology forwarder needs "0s"',
+    ),
+]
+
+
+@pytest.mark.parametrize(("example", "line", "text"), REST)
+def test_the_rest_of_the_table_is_compared(look: Look, example: str, line: str, text: str) -> None:
+    looked = look(example, gatepost=without_milter if example == POSTSRSD else lambda text: text)
+    looked.postconf("-e", line)
+    assert looked.texts("wiring") == [text]
+    looked.paste("wiring")
+    assert [finding.severity.value for finding in looked.find("wiring")] == ["ok"]
+
+
+def test_a_cleanup_with_sender_maps_of_its_own_is_named(look: Look) -> None:
+    looked = look(POSTSRSD, gatepost=without_milter).postconf(
+        "-P", "cleanup/unix/sender_canonical_maps=static:x@y.example"
+    )
+    (told,) = looked.texts("wiring")
+    assert told.startswith('error: cleanup/unix: sender_canonical_maps is "static:x@y.example"; topology postsrsd-')
+    looked.paste("wiring")
+    assert [finding.severity.value for finding in looked.find("wiring")] == ["ok"]
+
+
+def test_a_rate_delay_for_all_holds_up_forwarded_mail(look: Look) -> None:
+    looked = look("forwarder", main_cf="default_destination_rate_delay = 5s\n")
+    assert looked.texts("wiring") == ["ok: the rest of what topology forwarder needs is there"]
+    looked.postconf("-X", "gatepost-egress_destination_rate_delay")
+    assert looked.texts("wiring") == [
+        'warning: gatepost-egress_destination_rate_delay is not set; topology forwarder needs "0s"'
+    ]
+
+
+def test_without_a_table_milter_canonical_maps_are_what_is_missing(look: Look) -> None:
+    looked = look(POSTSRSD, main_cf="sender_canonical_maps =\n", gatepost=without_milter)
+    assert looked.texts("milter") == looked.texts("policy") == looked.texts("networks") == []
+
+
+def without_milter(text: str) -> str:
+    """Return gatepost.toml without its table milter."""
+    head, _, rest = text.partition("[milter]\n")
+    return head + rest[rest.find("\n[") + 1 :] if "\n[" in rest else head
+
+
+# Remedies for a service with lists of its own
+
+OWN = (
+    "submission inet n - y - - smtpd\n  -o smtpd_recipient_restrictions=permit_sasl_authenticated,reject\n"
+    "  -o smtpd_milters=unix:opendkim/opendkim.sock\n  -o smtpd_data_restrictions=reject_unauth_pipelining\n"
+)
+
+
+@pytest.mark.parametrize("check", ["milter", "policy"])
+def test_what_is_pasted_mends_a_service_with_lists_of_its_own(look: Look, check: str) -> None:
+    looked = look("relay-hub", master_cf=OWN)
+    assert any("submission/inet" in text for text in looked.texts(check))
+    looked.paste(check)
+    assert [finding.severity.value for finding in looked.find(check)] == ["ok"]
+
+
+ACTIONS = (
+    "submission inet n - y - - smtpd\n  -o smtpd_policy_service_default_action=DUNNO\n"
+    "  -o milter_default_action=accept\n"
+)
+
+
+@pytest.mark.parametrize("check", ["milter-default-action", "policy-default-action"])
+def test_what_is_pasted_mends_a_service_with_default_actions_of_its_own(look: Look, check: str) -> None:
+    looked = look("relay-hub", master_cf=ACTIONS)
+    assert looked.texts(check)[0].partition(": ")[2].startswith("submission/inet: ")
+    looked.paste(check)
+    assert [finding.severity.value for finding in looked.find(check)] == ["ok"]
+
+
+def test_a_list_of_two_milters_of_a_service_is_mended_in_place(look: Look) -> None:
+    two = (
+        "submission inet n - y - - smtpd\n  -o milter_default_action=accept\n"
+        "  -o smtpd_milters=unix:gatepost/milter.sock,inet:127.0.0.1:8891\n  -o syslog_name=postfix/submission\n"
+    )
+    looked = look("relay-hub", master_cf=two)
+    assert looked.texts("milter-default-action")[0] == "error: submission/inet: milter_default_action = accept"
+    looked.paste("milter-default-action")
+    assert [finding.severity.value for finding in looked.find("milter-default-action")] == ["ok"]
+    line = looked.stage.postfix.postconf("-P", "submission/inet/smtpd_milters", "submission/inet/syslog_name")
+    assert line.splitlines() == [
+        "submission/inet/smtpd_milters = { unix:gatepost/milter.sock, default_action=tempfail }, inet:127.0.0.1:8891",
+        "submission/inet/syslog_name = postfix/submission",
+    ]
+
+
+def test_the_remedy_for_another_instance_names_it(look: Look) -> None:
+    looked = look("relay-hub", main_cf="smtpd_command_filter =\n")
+    (finding,) = looked.find("command-filter")
+    assert f" setup postfix --config-directory {looked.directory} --apply " in finding.remedy[0]
+
+
+# Remedies keep what is written
+
+
+def test_dollar_signs_of_a_table_in_main_cf_survive_what_is_pasted(look: Look) -> None:
+    table = r"regexp:{ {/^(.*)@x[.]example$$/ $$1@contoso.com} }"
+    looked = look("relay-hub", main_cf=f"virtual_alias_maps = {table}\n")
+    assert looked.texts("reverse-map") == ["error: virtual_alias_maps does not have gatepost's map reverse"]
+    looked.paste("reverse-map")
+    assert looked.texts("reverse-map") == ["ok: bounces come back by virtual_alias_maps"]
+    assert looked.stage.postfix.postconf("-h", "virtual_alias_maps").strip() == (
+        f"socketmap:unix:gatepost/policyd.sock:reverse, {table}"
+    )
+
+
+def test_names_of_other_lists_survive_what_is_pasted(look: Look) -> None:
+    looked = look("relay-hub", main_cf="virtual_alias_maps = $alias_maps, static:nobody\nalias_maps = inline:{ a=b }\n")
+    looked.paste("reverse-map")
+    assert looked.stage.postfix.postconf("-h", "virtual_alias_maps").strip() == (
+        "socketmap:unix:gatepost/policyd.sock:reverse, $alias_maps, static:nobody"
+    )
+
+
+BRACES = "check_policy_service { unix:gatepost/policyd.sock, timeout=10s, default_action=DUNNO }"
+
+
+def test_a_default_action_in_braces_is_mended_there(look: Look) -> None:
+    looked = look(
+        "policy-only", main_cf=f"smtpd_relay_restrictions = {BRACES}, permit_mynetworks, reject_unauth_destination\n"
+    )
+    assert looked.texts("policy-default-action")[0] == (
+        "error: smtp/inet: smtpd_relay_restrictions: { unix:gatepost/policyd.sock, timeout=10s, default_action=DUNNO }"
+    )
+    looked.paste("policy-default-action")
+    assert [finding.severity.value for finding in looked.find("policy-default-action")] == ["ok"]
+    assert "{ timeout=10s }" in looked.stage.postfix.postconf("-h", "smtpd_relay_restrictions")
+
+
+def test_what_stands_in_braces_moves_with_the_entry(look: Look) -> None:
+    looked = look(
+        "policy-only", main_cf=f"smtpd_relay_restrictions = permit_mynetworks, {BRACES}, reject_unauth_destination\n"
+    )
+    assert looked.commands("policy-order")[0] == (
+        f"postconf -e 'smtpd_relay_restrictions = {BRACES}, permit_mynetworks, reject_unauth_destination'"
+    )
+
+
+# Policy only: what refuses beside policyd
+
+
+def test_a_refusal_before_policyd_lets_nobody_relay(look: Look) -> None:
+    looked = look("policy-only", main_cf=f"smtpd_relay_restrictions = reject_unauth_destination, {POLICY}, reject\n")
+    assert looked.texts("policy-order") == [
+        "error: smtp/inet: in smtpd_relay_restrictions policyd stands behind reject_unauth_destination"
+    ]
+    looked.paste("policy-order")
+    assert [finding.severity.value for finding in looked.find("policy-order")] == ["ok"]
+
+
+def test_a_port_for_authenticated_users_alone_need_not_ask_policyd(look: Look) -> None:
+    looked = look(
+        "policy-only",
+        master_cf="submission inet n - y - - smtpd\n  -o smtpd_relay_restrictions=permit_sasl_authenticated,reject\n",
+    )
+    assert looked.texts("policy") == ["ok: policyd is asked: smtp/inet"]
+
+
+OLD = "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination\n"
+
+
+def test_a_refusal_in_the_other_list_lets_no_connector_relay_that_mynetworks_lacks(look: Look) -> None:
+    looked = look("policy-only", main_cf=f"{OLD}mynetworks = 127.0.0.0/8\n")
+    assert looked.texts("policy-order") == [
+        "error: smtp/inet: smtpd_recipient_restrictions has reject_unauth_destination"
+    ]
+    looked.paste("policy-order")
+    assert [finding.severity.value for finding in looked.find("policy-order")] == ["ok"]
+
+
+def test_a_refusal_in_the_other_list_does_no_harm_to_connectors_in_mynetworks(look: Look) -> None:
+    looked = look("policy-only", main_cf=f"{OLD}mynetworks = 192.0.2.0/24\n", gatepost=without_certificates)
+    assert [finding.severity.value for finding in looked.find("policy-order")] == ["ok"]
+
+
+def without_certificates(text: str) -> str:
+    return text.replace('tls_sender_certificate_name = "crm.contoso.com"', 'sender_ip_addresses = ["192.0.2.9"]')
+
+
+# Daemons of master.cf that read a parameter of their own
+
+SENDMAIL = "milter-for-sendmail-command"
+DAEMONS = [
+    (
+        "reverse-map",
+        "cleanup/unix/virtual_alias_maps=",
+        'error: cleanup/unix: virtual_alias_maps is "", without gatepost\'s map reverse',
+    ),
+    (
+        "reverse-map",
+        "cleanup/unix/virtual_alias_maps=static:nobody",
+        'error: cleanup/unix: virtual_alias_maps is "static:nobody", without gatepost\'s map reverse',
+    ),
+    (
+        "reverse-map",
+        "pickup/unix/receive_override_options=no_address_mappings",
+        "error: pickup/unix: receive_override_options has no_address_mappings",
+    ),
+    (SENDMAIL, "cleanup/unix/non_smtpd_milters=", "warning: cleanup/unix: non_smtpd_milters is empty"),
+    (
+        SENDMAIL,
+        "pickup/unix/receive_override_options=no_milters",
+        "warning: pickup/unix: receive_override_options has no_milters",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "override", "text"), DAEMONS)
+def test_what_the_daemon_in_master_cf_reads_counts(look: Look, check: str, override: str, text: str) -> None:
+    looked = look("relay-hub").postconf("-P", override)
+    assert [item for item in looked.texts(check) if not item.startswith("ok")] == [text]
+    looked.paste(check)
+    assert [finding.severity.value for finding in looked.find(check)] == ["ok"]
+
+
+def test_a_cleanup_before_the_content_filter_need_not_look_addresses_up(look: Look) -> None:
+    looked = look(
+        "relay-hub",
+        main_cf="content_filter = smtp:[127.0.0.1]:10024\n",
+        master_cf="127.0.0.1:10025 inet n - y - - smtpd\n  -o content_filter=\n"
+        "pre-cleanup unix n - y - 0 cleanup\n  -o virtual_alias_maps=\n",
+    )
+    host, port = looked.stage.postfix.smtp
+    looked.postconf("-P", f"{host}:{port}/inet/cleanup_service_name=pre-cleanup")
+    looked.postconf("-P", "pickup/unix/cleanup_service_name=pre-cleanup")
+    assert looked.texts("reverse-map") == ["ok: bounces come back by virtual_alias_maps"]
+
+
+# Milters by client
+
+
+@pytest.mark.parametrize("table", ["static:DISABLE", "cidr:{ {0.0.0.0/0 DISABLE} }", "static:inet:127.0.0.1:8891"])
+def test_a_table_that_takes_every_client_away_from_gatepost_is_an_error(look: Look, table: str) -> None:
+    looked = look("relay-hub", main_cf=f"smtpd_milter_maps = {table}\n")
+    assert looked.texts("milter")[1:] == [
+        f"error: smtp/inet: smtpd_milter_maps: {table} says {table.split()[-2][:-1] if '{' in table else table[7:]} "
+        "for every client"
+    ]
+    looked.paste("milter")
+    assert looked.texts("milter") == ["ok: smtpd_milters has gatepost: smtp/inet"]
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("listening", "called"),
+    [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1"), ("0.0.0.0", "198.51.100.9"), ("0.0.0.0", "[::1]")],
+)
+def test_another_address_is_not_where_gatepost_listens(look: Look, listening: str, called: str) -> None:
+    looked = look("relay-hub", main_cf=f"smtpd_milters = inet:{called}:10040\n", gatepost=milter_at(listening))
+    assert [finding.severity.value for finding in looked.find("milter")] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("listening", "called"),
+    [("127.0.0.1", "localhost"), ("localhost", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")],
+)
+def test_another_way_to_write_the_address_is(look: Look, listening: str, called: str) -> None:
+    looked = look("relay-hub", main_cf=f"smtpd_milters = inet:{called}:10040\n", gatepost=milter_at(listening))
+    assert [finding.severity.value for finding in looked.find("milter")] == ["ok"]
+
+
+def milter_at(host: str) -> Callable[[str], str]:
+    return lambda text: re.sub(r'listen = "unix:[^"]*milter.sock"', f'listen = "inet:{host}:10040"', text)

@@ -108,7 +108,20 @@ def test_without_the_command_filter_some_sites_bounces_are_refused(look: Look, v
     assert looked.texts("command-filter") == ["warning: smtp/inet: smtpd_command_filter does not decode SRS addresses"]
 
 
-def test_a_command_filter_that_fails_is_an_error(look: Look) -> None:
-    looked = look("relay-hub", main_cf="smtpd_command_filter = regexp:/etc/postfix/none\n")
+@pytest.mark.parametrize(
+    "value",
+    ["regexp:/etc/postfix/none", "regexp:{{/^HELP/ NOOP}}, regexp:{{/^XNOOP/ NOOP}}"],
+    ids=["missing", "a list of two"],
+)
+def test_a_command_filter_that_fails_is_an_error(look: Look, value: str) -> None:
+    looked = look("relay-hub", main_cf=f"smtpd_command_filter = {value}\n")
     (text,) = looked.texts("command-filter")
     assert text.startswith("error: smtp/inet: smtpd_command_filter does not answer: ")
+
+
+def test_the_smtp_client_may_have_generic_maps_of_its_own(look: Look) -> None:
+    looked = look("relay-hub").postconf("-P", "smtp/unix/smtp_generic_maps=static:x@contoso.com")
+    (told,) = looked.texts("srs-senders-unchanged")
+    assert told.startswith("error: smtp/unix: smtp_generic_maps: static:x@contoso.com changes the SRS address ")
+    looked.paste("srs-senders-unchanged")
+    assert looked.texts("srs-senders-unchanged") == ["ok: no map of Postfix changes SRS senders"]

@@ -34,7 +34,7 @@ def test_a_domain_of_postfix_that_gatepost_does_not_know_is_named(look: Look, na
     assert looked.texts("local-domains") == [f"warning: in Postfix, and not inside for gatepost: fabrikam.com ({name})"]
     assert looked.commands("local-domains") == [
         'gatepost.toml: [relay] local_domains = ["mail.contoso.com", "localhost", "fabrikam.com"]',
-        "systemctl reload gatepost.target",
+        "gatepost -c gatepost.toml config check && systemctl reload gatepost.target",
     ]
 
 
@@ -171,12 +171,22 @@ def test_a_guarded_postfix_does_not_relay_for_strangers(look: Look, lines: Seque
     assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
 
 
-@pytest.mark.parametrize("lines", [["permit"], ["permit", "reject_unauth_destination"], ["permit_mynetworks"]])
-def test_a_relay_list_that_refuses_nobody_is_an_open_relay(look: Look, lines: Sequence[str]) -> None:
-    looked = look("relay-hub", main_cf=f"smtpd_relay_restrictions = {', '.join(lines)}\n")
+def test_a_relay_list_that_permits_before_it_refuses_is_an_open_relay(look: Look) -> None:
+    looked = look("relay-hub", main_cf="smtpd_relay_restrictions = permit, reject_unauth_destination\n")
     assert looked.texts("open-relay") == [
-        f'error: smtp/inet: smtpd_relay_restrictions = "{", ".join(lines)}" and smtpd_recipient_restrictions let '
-        "everybody relay"
+        'error: smtp/inet: smtpd_relay_restrictions = "permit, reject_unauth_destination" and '
+        "smtpd_recipient_restrictions let everybody relay"
+    ]
+    looked.paste("open-relay")
+    assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
+
+
+@pytest.mark.parametrize("value", ["permit", "permit_mynetworks", "permit_mynetworks, warn_if_reject reject"])
+def test_without_any_refusal_smtpd_does_not_start(look: Look, value: str) -> None:
+    looked = look("relay-hub", main_cf=f"smtpd_relay_restrictions = {value}\n")
+    assert looked.texts("open-relay") == [
+        f'error: smtp/inet: smtpd_relay_restrictions = "{value}", and neither it nor smtpd_recipient_restrictions has '
+        "reject_unauth_destination"
     ]
     looked.paste("open-relay")
     assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
@@ -201,3 +211,109 @@ def test_mynetworks_with_the_whole_internet_is_an_open_relay(look: Look) -> None
 def test_a_list_of_domains_that_says_yes_to_all_is_an_open_relay(look: Look) -> None:
     looked = look("relay-hub", main_cf="relay_domains = static:all\n")
     assert looked.texts("open-relay") == ["error: relay_domains has static:all, which says yes to every domain"]
+
+
+EVERYBODY = ["static:all", "cidr:{ {0.0.0.0/0 OK} }", "0.0.0.0/1"]
+
+
+@pytest.mark.parametrize("entry", EVERYBODY)
+def test_what_has_everybody_in_it_is_an_open_relay(look: Look, entry: str) -> None:
+    looked = look("relay-hub", main_cf=f"mynetworks = 192.0.2.0/28, {entry}\n")
+    assert looked.texts("open-relay") == [f"error: mynetworks has {entry}"]
+    assert looked.texts("networks") == ["ok: mynetworks and the connectors' addresses agree"]
+
+
+def test_a_service_with_mynetworks_of_its_own_may_be_the_open_relay(look: Look) -> None:
+    looked = look("relay-hub", master_cf="2525 inet n - y - - smtpd\n  -o mynetworks=0.0.0.0/0\n")
+    assert looked.texts("open-relay") == ["error: 2525/inet: mynetworks has 0.0.0.0/0"]
+    looked.paste("open-relay")
+    assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
+
+
+@pytest.mark.parametrize("table", ["static:OK", "cidr:{ {0.0.0.0/0 OK} }"])
+def test_a_table_that_permits_everybody_before_the_refusal_is_an_open_relay(look: Look, table: str) -> None:
+    restrictions = f"check_client_access {table}, reject_unauth_destination"
+    looked = look("relay-hub", main_cf=f"smtpd_relay_restrictions = {restrictions}\n")
+    assert [finding.severity.value for finding in looked.find("open-relay")] == ["error"]
+    looked.paste("open-relay")
+    assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
+    assert looked.stage.postfix.postconf("-h", "smtpd_relay_restrictions").strip() == (
+        "permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination"
+    )
+
+
+def test_a_table_that_permits_some_is_no_open_relay(look: Look) -> None:
+    table = "check_client_access cidr:{ {192.0.2.9 OK} }"
+    looked = look("relay-hub", main_cf=f"smtpd_relay_restrictions = {table}, reject_unauth_destination\n")
+    assert looked.texts("open-relay") == ["ok: Postfix does not relay for strangers"]
+
+
+def test_all_other_entries_of_mynetworks_stay_in_their_order(look: Look) -> None:
+    value = "!192.0.2.3, 0.0.0.0/0, inline:{ 192.0.2.99=x }, 192.0.2.0/28"
+    looked = look("relay-hub", main_cf=f"mynetworks = {value}\n")
+    assert looked.commands("open-relay")[0] == (
+        "postconf -e 'mynetworks = !192.0.2.3, inline:{ 192.0.2.99=x }, 192.0.2.0/28'"
+    )
+
+
+def test_this_host_itself_stays_in_mynetworks(look: Look) -> None:
+    looked = look("relay-hub", main_cf="mynetworks = 0.0.0.0/0\n")
+    assert looked.commands("open-relay")[0] == "postconf -e 'mynetworks = 127.0.0.0/8, [::1]/128'"
+
+
+# Networks as Debian writes them, and in pieces
+
+
+def test_debians_way_to_write_loopback_is_loopback(look: Look) -> None:
+    looked = look("relay-hub", main_cf="mynetworks = 127.0.0.0/8 [::ffff:127.0.0.0]/104 [::1]/128 192.0.2.0/28\n")
+    assert looked.texts("networks") == [
+        "info: no connector is for this host's own programs: 127.0.0.0/8, ::1/128 in mynetworks"
+    ]
+
+
+def test_connectors_cover_a_network_together(look: Look) -> None:
+    looked = look(
+        "relay-hub",
+        main_cf=AGREEING,
+        gatepost=lambda text: text.replace('["192.0.2.0/28"]', '["192.0.2.0/29", "192.0.2.8/29"]'),
+    )
+    assert looked.texts("networks") == ["ok: mynetworks and the connectors' addresses agree"]
+
+
+def test_mynetworks_covers_a_connector_in_pieces(look: Look) -> None:
+    looked = look("relay-hub", main_cf="mynetworks = 192.0.2.0/29, 192.0.2.8/29\n")
+    assert looked.texts("networks") == ["ok: mynetworks and the connectors' addresses agree"]
+
+
+# Inside, and reached as the world outside is
+
+
+def test_subdomains_of_an_accepted_domain_may_take_the_egress_hop(look: Look) -> None:
+    looked = look(
+        "forwarder",
+        main_cf=f"virtual_alias_domains =\n{RELAYED}parent_domain_matches_subdomains =\n",
+        gatepost=lambda text: text.replace("default = true", "default = true\nmatch_subdomains = true"),
+    )
+    assert looked.texts("accepted-domains-in-postfix") == [
+        "warning: inside for gatepost, and reached by default_transport or relayhost only: .contoso.com"
+    ]
+    looked.postconf("-e", "transport_maps = inline:{ .contoso.com=smtp:[192.0.2.1] }")
+    assert looked.texts("accepted-domains-in-postfix") == ["ok: accepted domains stay off the egress hop"]
+
+
+def test_a_local_domain_behind_the_relayhost_takes_the_egress_hop(look: Look) -> None:
+    looked = look(
+        "forwarder",
+        main_cf=f"virtual_alias_domains =\n{RELAYED}",
+        gatepost=lambda text: text.replace('"localhost"]', '"localhost", "partner.example"]'),
+    )
+    assert looked.texts("accepted-domains-in-postfix") == [
+        "info: inside for gatepost, and reached by default_transport or relayhost only: partner.example",
+        "ok: accepted domains stay off the egress hop",
+    ]
+
+
+def test_gateposts_own_map_is_not_asked_which_domains_there_are(look: Look) -> None:
+    looked = look("relay-hub", main_cf=f"{RELAYED}virtual_alias_domains = $virtual_alias_maps\n")
+    assert looked.texts("srs-domains-in-postfix") == ["ok: Postfix takes bounces for contoso.com"]
+    assert looked.texts("local-domains") == ["ok: every domain of Postfix is inside for gatepost"]

@@ -104,6 +104,23 @@ def test_a_map_that_gatepost_does_not_have(made: Made) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["forward", "reverse"])
+def test_a_map_that_no_rule_asks(made: Made, name: str) -> None:
+    text = re.sub(rf"(?m)^R.*\$\({name} .*$", "", made.text)
+    assert made.texts("sendmail-maps", text) == [f"error: /sendmail.cf: no rule asks the map {name}"]
+
+
+def test_a_map_that_is_asked_by_way_of_a_sequence_is_well(made: Made) -> None:
+    text = re.sub(r"(?m)^(R.*)\$\(forward ", r"\1$(both ", made.text)
+    text = text.replace("Kreverse ", "Kboth sequence other forward\nKreverse ")
+    assert made.texts("sendmail-maps", text) == ["ok: Sendmail asks gatepost's maps forward and reverse"]
+
+
+def test_f_4_has_the_client_come_back(made: Made) -> None:
+    (text,) = made.texts("sendmail-milter", made.text.replace("F=T,", "F=4,"))
+    assert text.startswith("ok: ")
+
+
 def test_a_misspelt_map_in_a_rule(made: Made) -> None:
     text = made.text.replace("$(forward ", "$(foward ")
     assert made.texts("sendmail-rules", text) == ["error: /sendmail.cf: rules ask maps that no K line declares: foward"]

@@ -131,10 +131,23 @@ def test_a_socket_elsewhere_is_out_of_a_chrooted_daemons_reach(look: Look) -> No
 
 def test_a_milter_alone_is_not_asked_for_where_only_policyd_is_used(look: Look) -> None:
     looked = look("policy-only")
+    folder(looked)
     assert looked.texts(ANSWERS) == [f"error: policyd.listen: nobody listens at unix:{SOCKET}"]
     assert looked.commands(ANSWERS) == [
-        "systemctl start gatepost-policyd",
+        "systemctl restart gatepost-policyd",
         "journalctl -u gatepost-policyd -n 50",
+    ]
+
+
+def test_without_the_folder_of_the_sockets_that_is_the_finding(look: Look) -> None:
+    looked = look("policy-only")
+    assert looked.texts(ANSWERS) == []
+    assert looked.texts("socket-folders") == [
+        "error: the folder of the sockets, /var/spool/postfix/gatepost, is not there"
+    ]
+    assert looked.commands("socket-folders") == [
+        "install -d -m 2750 -o gatepost -g postfix /var/spool/postfix/gatepost",
+        "systemctl restart gatepost.target",
     ]
 
 

@@ -154,11 +154,14 @@ def test_rpmlint_finds_nothing_that_is_not_excused(built: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert re.search(r"0 errors, 0 warnings", done.stdout), done.stdout + done.stderr
+    assert "specfiles checked" in done.stdout
+    found = re.findall(r"^\S+ [EW]: .*$", done.stdout, flags=re.MULTILINE)
+    # Releases differ in what they find, and a newer one says which filters it has no use for.
+    assert [line for line in found if "unused-rpmlintrc-filter" not in line] == []
 
 
 def test_package_has_units_manuals_examples_completion_and_no_bytecode_of_tests(built: Path) -> None:
-    files = query(built, "--list")
+    files = [re.sub(r"\.gz$", "", path) for path in query(built, "--list")]
     for path in (
         "/usr/bin/gatepost",
         "/usr/lib/systemd/system/gatepost-milter.service",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,69 @@ def test_daemons_that_do_not_run_are_told(hub: Stage) -> None:
 def test_the_text_ends_with_what_was_counted(hub: Stage) -> None:
     done = hub.gatepost("doctor", "--quiet", "--config-directory", str(hub.postfix.config_directory))
     assert done.stdout.splitlines()[-1].endswith(" well.")
+
+
+# Servers that run and do something else than they should: seen, told, and mended by what is told
+
+
+def paste(stage: Stage, check: str) -> None:
+    """Run the commands that the doctor gives for *check*, and let Postfix read the result."""
+    done = stage.gatepost("doctor", "--json", "--config-directory", str(stage.postfix.config_directory))
+    for row in json.loads(done.stdout)["findings"]:
+        for command in row["remedy"] if row["check"] == check else ():
+            if command.startswith("postconf"):
+                subprocess.run(["sh", "-c", command], check=True, timeout=30)
+    stage.postfix.reload()
+
+
+def answer(stage: Stage, client: str, sender: str) -> str:
+    """Return the reply to RCPT for a recipient outside."""
+    with stage.session(client=client) as session:
+        session.mail(sender)
+        code, text = session.rcpt("x@example.com")
+        return f"{code} {text.decode()}"
+
+
+def test_a_refusal_in_the_other_list_is_why_a_connectors_host_may_not_relay(boot: Boot) -> None:
+    after = (
+        "relay_domains = contoso.com\nmynetworks = 127.0.0.0/8\n"
+        "smtpd_recipient_restrictions = permit_mynetworks, permit_sasl_authenticated, reject_unauth_destination\n"
+    )
+    stage = boot("policy-only", after=after, configuration=lambda text: text.replace('"monitor"', '"enforce"'))
+    assert "Relay access denied" in answer(stage, "192.0.2.5", "app@contoso.com")
+    (told,) = found(stage)["policy-order"]
+    assert told.endswith("/inet: smtpd_recipient_restrictions has reject_unauth_destination")
+    paste(stage, "policy-order")
+    assert answer(stage, "192.0.2.5", "app@contoso.com").startswith("250 ")
+    assert "policy-order" not in found(stage)
+    assert "Relay access denied" in answer(stage, "203.0.113.9", "spam@spam.example")
+
+
+def test_a_table_that_permits_everybody_is_why_strangers_relay(boot: Boot) -> None:
+    after = (
+        "relay_domains = contoso.com\nmynetworks = 127.0.0.0/8, 192.0.2.0/28\n"
+        "smtpd_relay_restrictions = check_client_access cidr:{ {0.0.0.0/0 OK} }, permit_mynetworks, "
+        "reject_unauth_destination\n"
+    )
+    stage = boot("relay-hub", after=after)
+    assert answer(stage, "203.0.113.9", "spam@spam.example").startswith("250 ")
+    assert len(found(stage)["open-relay"]) == 1
+    paste(stage, "open-relay")
+    assert "Relay access denied" in answer(stage, "203.0.113.9", "spam@spam.example")
+    assert "open-relay" not in found(stage)
+
+
+def test_a_default_action_in_braces_lets_mail_past_while_policyd_is_away(boot: Boot) -> None:
+    after = (
+        "relay_domains = contoso.com\nmynetworks = 127.0.0.0/8, 192.0.2.0/28\n"
+        "smtpd_relay_restrictions = check_policy_service { unix:gatepost/policyd.sock, timeout=5s, "
+        "default_action=DUNNO }, permit_mynetworks, reject_unauth_destination\nsmtpd_data_restrictions =\n"
+    )
+    stage = boot("policy-only", after=after)
+    stage.stop_gatepost()
+    assert answer(stage, "192.0.2.5", "bob@fabrikam.com").startswith("250 ")
+    paste(stage, "policy-default-action")
+    assert answer(stage, "192.0.2.5", "bob@fabrikam.com").startswith("451 4.3.0 ")
 
 
 # Servers that `gatepost setup postfix` has been applied to

@@ -63,6 +63,12 @@ def test_a_host_is_well_but_for_daemons_that_run_as_root_here(hub: Stage) -> Non
     )
 
 
+def test_to_be_looked_at_is_no_bounce(hub: Stage) -> None:
+    doctor(hub, "--address", ADDRESS)
+    assert hub.metric("gatepost_srs_reversals_total", result="original") == 0
+    assert hub.metric("gatepost_ledger_records_total", result="spooled") == 0
+
+
 def test_an_address_that_spf_does_not_cover_has_exit_status_2(hub: Stage) -> None:
     status, problems = doctor(hub, "--address", "192.0.2.11")
     assert status == 2

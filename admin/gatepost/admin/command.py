@@ -59,7 +59,7 @@ configuration. The manual is in gatepost(8) and gatepost.toml(5).""",
     "-c",
     "--config",
     metavar="FILE",
-    type=click.Path(),
+    type=click.Path(readable=False),  # what reads it says so
     default=DEFAULT_PATH,
     envvar="GATEPOST_CONFIG",
     show_default=True,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Optional
 
-from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.doctor.model import Circumstances, Edit, again, edit
 from gatepost.relay.index import Address, parse_address
 
 _INSIDE = [
@@ -22,7 +22,6 @@ _INSIDE = [
 """Addresses that nobody outside sees: private ones, those of providers' NAT, loopback and link."""
 _FAR = {4: "198.41.0.4", 6: "2001:503:ba3e::2:30"}
 """Addresses far away (of a root name server), to ask the routing table about. No packet goes there."""
-OPTION = "gatepost doctor --address ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,14 @@ def outgoing(circumstances: Circumstances) -> Outgoing:
         why = f"mail leaves from {', '.join(inside)}, which no other site sees: NAT gives it another one on its way"
         return Outgoing(seen, source, why)
     return Outgoing(seen, source)
+
+
+def telling(circumstances: Circumstances) -> tuple[str, Edit]:
+    """Return how to tell from which addresses mail leaves: for once, and for good."""
+    return (
+        again(circumstances, " --address ADDRESS"),
+        edit(circumstances, '[srs] outgoing_addresses = ["ADDRESS"]   # for good'),
+    )
 
 
 def passed_on(circumstances: Circumstances) -> str:

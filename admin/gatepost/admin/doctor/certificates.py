@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,20 @@ from typing import Callable
 from cryptography import x509
 
 from gatepost.admin.check_certificate import may_authenticate
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    as_root,
+    edit,
+    error,
+    info,
+    ok,
+    reload_postfix,
+    unknown,
+    warning,
+)
 from gatepost.admin.doctor.openssl import Authorities, Distrust, clients_authorities, distrusted
 from gatepost.admin.doctor.postfix_entries import postconf
 from gatepost.relay import Client, enumeration
@@ -77,7 +91,7 @@ def files(circumstances: Circumstances) -> Iterator[Finding]:
         yield (unknown if closed else warning)(
             text,
             "Of the certificate that should be in it only the CN counts, none of the names in its SAN.",
-            "gatepost doctor   # as root" if closed else f"ls -l {folder}",
+            as_root(circumstances) if closed else f"ls -l {shlex.quote(str(folder))}",
         )
     filed = _filed(circumstances)
     yield from _some(
@@ -98,7 +112,7 @@ def names(circumstances: Circumstances) -> Iterator[Finding]:
         info(
             f"{folder}: no enabled connector goes by {item}",
             "Whoever comes with it is known by address only.",
-            f"{circumstances.config.path}: tls_sender_certificate_name in [[organization.connector]], if it should",
+            edit(circumstances, "tls_sender_certificate_name in [[organization.connector]], if it should"),
         )
         for item in filed
         if not item.counts
@@ -134,7 +148,7 @@ def _connectors(circumstances: Circumstances, filed: list[_Filed], folder: Path)
                 yield info(
                     f"{called}: no file in {folder} has {connector.tls_sender_certificate_name}",
                     "Of its client's certificate the CN counts alone, none of the names in its SAN (R8).",
-                    f"install -m 0644 CERTIFICATE.pem {folder}/",
+                    f"install -m 0644 CERTIFICATE.pem {shlex.quote(str(folder))}/",
                 )
     if with_file:
         yield ok("; ".join(with_file) if len(with_file) < _LINES else f"{len(with_file)} connectors have theirs")
@@ -154,7 +168,7 @@ def expiry(circumstances: Circumstances) -> Iterator[Finding]:
 
 def _ending(item: _Filed, now: float, folder: Path) -> Iterator[Finding]:
     left_s = item.certificate.not_valid_after - now
-    remedy = f"install -m 0644 CERTIFICATE.pem {folder}/   # the renewed one, from its owner"
+    remedy = f"install -m 0644 CERTIFICATE.pem {shlex.quote(str(folder))}/   # the renewed one, from its owner"
     if left_s < 0:
         finding: Callable[..., Finding] = error if item.counts else warning
         why = f"Postfix does not trust it: {_UNTRUSTED} Of a renewed one the CN counts alone until its file is here."
@@ -171,7 +185,9 @@ def purpose(circumstances: Circumstances) -> Iterator[Finding]:
         error(
             f"{item} is not good for client authentication: its extended key usage has no clientAuth",
             f"Postfix does not trust it in a client: {_UNTRUSTED}",
-            "its owner: get one with clientAuth; an authority of your own can issue it, many public ones no longer do",
+            Edit(
+                "its owner: get one with clientAuth; an authority of your own issues it, many public ones do no longer"
+            ),
         )
         for item in bad
     )
@@ -197,15 +213,16 @@ def trust(circumstances: Circumstances) -> Iterator[Finding]:
         yield unknown("who has issued the certificates was not verified: there is no openssl(1)")
         return
     pairs = zip(filed, reasons)
-    yield from _some(_distrusted(item, reason, authorities) for item, reason in pairs if reason)
+    yield from _some(_distrusted(circumstances, item, reason, authorities) for item, reason in pairs if reason)
     if not any(reasons):
         yield ok(f"{counted(len(filed), 'certificate')} issued by authorities in {authorities}")
 
 
-def _distrusted(item: _Filed, reason: Distrust, authorities: Authorities) -> Finding:
-    remedy = f"cat ISSUER.pem >> {authorities.file or 'CAFILE'} && postfix reload"
+def _distrusted(circumstances: Circumstances, item: _Filed, reason: Distrust, authorities: Authorities) -> Finding:
+    trusting = f"cat ISSUER.pem >> {shlex.quote(authorities.file or 'CAFILE')}"
     if authorities.file == _DEBIAN:  # which that command makes anew
-        remedy = "cp ISSUER.pem /usr/local/share/ca-certificates/ISSUER.crt && update-ca-certificates && postfix reload"
+        trusting = "cp ISSUER.pem /usr/local/share/ca-certificates/ISSUER.crt && update-ca-certificates"
+    remedy = f"{trusting} && {reload_postfix(circumstances)}"
     if reason.may_be_sent:
         return warning(
             f'{item}: its issuer "{item.certificate.issuer}" is not in {authorities}',

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gatepost.admin.configuration import in_words
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, command, info, ok, warning
+from gatepost.admin.doctor.model import Check, Circumstances, Finding, command, edit, info, ok, warning
 from gatepost.relay import enumeration
 from gatepost.service import ambiguity
 from gatepost.service.snapshot import enforces
@@ -36,7 +36,7 @@ def organizations(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             "no organization is declared",
             "gatepost refuses nothing and rewrites nothing: mail passes as without it.",
-            f"{config.path}: add [[organization]] with its accepted domains and connectors",
+            edit(circumstances, "add [[organization]] with its accepted domains and connectors"),
         )
 
 
@@ -48,7 +48,7 @@ def mode(circumstances: Circumstances) -> Iterator[Finding]:
         yield info(
             f"mode monitor for {enumeration(watched)}",
             "What would be refused or rewritten is logged and counted, and passes untouched.",
-            f'{config.path}: mode = "enforce", once gatepost report and the log show what you expect',
+            edit(circumstances, 'mode = "enforce", once gatepost report and the log show what you expect'),
         )
     elif config.settings:
         yield ok("mode enforce for every organization")
@@ -66,8 +66,8 @@ def switch(circumstances: Circumstances) -> Iterator[Finding]:
         yield info(
             f"mode enforce from {in_words(min(coming.values()))} on for {enumeration(list(coming))}",
             "From that moment on what the rules refuse is refused, and what leaves with a foreign sender rewritten.",
-            "gatepost report start --type Refused   # who is affected",
-            "gatepost report notify   # tells them",
+            command(circumstances, "report start --type Refused   # who is affected"),
+            command(circumstances, "report notify   # tells them"),
         )
 
 
@@ -77,7 +77,7 @@ def bypass(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f"bypass is on ({circumstances.snapshot.bypass_path})",
             "All mail passes gatepost untouched: nothing is refused, nothing gets an SRS address.",
-            "gatepost bypass off",
+            command(circumstances, "bypass off"),
         )
     else:
         yield ok("bypass is off")

@@ -7,12 +7,25 @@ import os
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Finding,
+    as_root,
+    command,
+    error,
+    info,
+    ok,
+    reload_daemons,
+    unknown,
+    warning,
+)
 from gatepost.admin.doctor.postfix import topology
 from gatepost.admin.run import last_errors_file
-from gatepost.admin.status import Running, changed_since, supervisors
+from gatepost.admin.status import Running, changed, supervisors
 from gatepost.service import last_errors, metrics, version
 from gatepost.service.exporter import State, collect, problems
 from gatepost.service.exports import counted
@@ -28,8 +41,8 @@ _LOG = "journalctl -t gatepost-milter -t gatepost-policyd -p warning -n 50"
 def _state(circumstances: Circumstances) -> State:
     """Raises PermissionError."""
     folder = series_folder(circumstances.config)
-    if folder.is_dir():
-        os.listdir(folder)  # else who may not read it would see nothing running
+    if folder.is_dir() and not all(os.access(path, os.R_OK, effective_ids=True) for path in folder.iterdir()):
+        raise PermissionError  # else who may not read it would see nothing running
     return collect(folder)
 
 
@@ -38,7 +51,7 @@ def running(circumstances: Circumstances) -> Iterator[Finding]:
     try:
         state = _state(circumstances)
     except PermissionError:
-        yield unknown("what runs cannot be seen by this user", "", "sudo gatepost doctor")
+        yield unknown("what runs cannot be seen by this user", "", as_root(circumstances))
         return
     found = supervisors(state)
     there = {name for item in found for name in item.name.split("+")}
@@ -63,9 +76,12 @@ def running(circumstances: Circumstances) -> Iterator[Finding]:
             )
     wrong = problems(state, time.monotonic())
     for line in wrong:
-        yield error(
-            line, "Mail is slower or put off; a supervisor replaces workers by itself.", "gatepost status", _LOG
-        )
+        if line.startswith("supervisor."):
+            why = "Its workers go on, and nobody replaces one that dies, or loads a changed configuration."
+            yield error(line, why, "systemctl restart gatepost.target", _LOG)
+        else:
+            why = "Mail is slower or put off; a supervisor replaces workers by itself."
+            yield error(line, why, command(circumstances, "status"), _LOG)
     if not wrong:
         told = ", ".join(f"{item.name} (process {item.pid})" for item in found)
         yield ok(f"running: {told}")
@@ -79,11 +95,11 @@ def loaded(circumstances: Circumstances) -> Iterator[Finding]:
         return  # the check of what runs says so
     config = circumstances.config
     for item in found:
-        if changed_since(config, item.loaded):
+        if changed(config, item.name):
             yield warning(
                 f"{config.path} was changed after {item.name} had loaded it",
                 "The daemons go on with what they have loaded.",
-                f"gatepost -c {config.path} config check && systemctl reload gatepost.target",
+                reload_daemons(circumstances),
             )
         else:
             yield ok(f"{item.name} has loaded {config.path} as it is")
@@ -107,13 +123,17 @@ def errors(circumstances: Circumstances) -> Iterator[Finding]:
         state = _state(circumstances)
         lines = last_errors.read(file)
     except OSError as failure:
-        yield unknown(f"{file} cannot be read: {failure.strerror}", "", "sudo gatepost doctor")
+        yield unknown(f"{file} cannot be read: {failure.strerror}", "", as_root(circumstances))
         return
-    lately = [(at, line) for at, line in lines if circumstances.now - at < HOUR_S]
-    if lately:
-        shown = "; ".join(line for _, line in lately[:_SHOWN])
-        more = f" and {len(lately) - _SHOWN} more" if len(lately) > _SHOWN else ""
-        yield warning(f"errors of the last hour: {shown}{more}", "Each is something that somebody must mend.", _LOG)
+    begun = min((max(item.since or 0.0, item.loaded or 0.0) for item in supervisors(state)), default=0.0)
+    lately = [(at, line) for at, line in lines if 0 <= circumstances.now - at < HOUR_S]
+    open_ones = [line for at, line in lately if at >= begun]
+    if open_ones:
+        why = "Each is something that somebody must mend."
+        yield warning(f"errors of the last hour: {_together(open_ones)}", why, _LOG)
+    elif lately:
+        settled = _together([line for _, line in lately])
+        yield info(f"errors of the last hour, none since the daemons were started or reloaded: {settled}", "", _LOG)
     elif state.processes:
         yield ok("no errors in the last hour")
     for name, count in sorted(_restarts(state).items()):
@@ -122,6 +142,13 @@ def errors(circumstances: Circumstances) -> Iterator[Finding]:
             "Each was replaced; the messages that it had in hand were put off. The log has the reasons.",
             _LOG,
         )
+
+
+def _together(lines: list[str]) -> str:
+    """Return the first of *lines*, each once and how often it is there."""
+    counts = Counter(lines)
+    shown = "; ".join(f"{line} ({count} times)" if count > 1 else line for line, count in list(counts.items())[:_SHOWN])
+    return f"{shown} and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else shown
 
 
 def _restarts(state: State) -> dict[str, int]:

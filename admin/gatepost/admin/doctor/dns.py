@@ -13,8 +13,20 @@ import dns.reversename
 import spf
 from dns.exception import Timeout
 
-from gatepost.admin.doctor.addresses import OPTION, is_own, outgoing, passed_on
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.addresses import is_own, outgoing, passed_on, telling
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    again,
+    edit,
+    error,
+    info,
+    ok,
+    unknown,
+    warning,
+)
 from gatepost.relay import enumeration
 from gatepost.relay.index import parse_address
 from gatepost.service.client_names import tidy
@@ -26,6 +38,7 @@ from gatepost.service.spf import Lookups
 LIMIT = 50
 """So many domains are asked about."""
 _THREADS = 8
+_LEAST_S = 1.0
 EXCHANGE_ONLINE = (".mail.protection.outlook.com", ".mx.microsoft")
 """How the names of its MX end."""
 
@@ -83,7 +96,7 @@ def _mx(circumstances: Circumstances, domain: str, here: Here, lookups: Lookups)
     """Raises spf.TempError."""
     hosts = exchanges(domain, lookups)
     lost = "No bounce of mail with an SRS address in this domain comes back: its senders never hear of it."
-    record = f"in DNS: {domain}. IN MX 10 {here.name or 'THIS-HOST'}."
+    record = Edit(f"in DNS: {domain}. IN MX 10 {here.name or 'THIS-HOST'}.")
     if hosts == [""]:
         return error(f"{domain} takes no mail: its MX is null (RFC 7505)", lost, record)
     addresses = {host: addresses_of(host, lookups) for host in hosts or [domain]}
@@ -116,17 +129,18 @@ def _leads_elsewhere(
             f"{domain}: its MX {exchange} is Exchange Online",
             "That makes SRS addresses of the same form with a key of its own, and takes this host's for forged: "
             "their bounces are refused there.",
-            f'{circumstances.config.path}: srs_domain = "srs.{domain}" in {where}',
-            f"in DNS: srs.{domain}. IN MX 10 {name}.",
+            edit(circumstances, f'srs_domain = "srs.{domain}" in {where}'),
+            Edit(f"in DNS: srs.{domain}. IN MX 10 {name}."),
         )
     if here.hidden:
-        return unknown(f"{domain}: whether its MX {hosts} is this host is not known: {here.hidden}", "", OPTION)
+        what = f"{domain}: whether its MX {hosts} is this host is not known: {here.hidden}"
+        return unknown(what, "", *telling(circumstances))
     return warning(
         f"{domain}: its MX {hosts} is not this host",
         "Bounces come back only if that host passes mail for this domain on to this one, or runs gatepost with the "
         "same keys. Else their senders never hear of them.",
-        f"in DNS: {domain}. IN MX 10 {name}.",
-        f"{OPTION}   # where it is this host's, before a NAT",
+        Edit(f"in DNS: {domain}. IN MX 10 {name}."),
+        f"{telling(circumstances)[0]}   # where it is this host's, before a NAT",
     )
 
 
@@ -142,7 +156,7 @@ def reverse_names(circumstances: Circumstances) -> Iterator[Finding]:
     name = here_of(circumstances).name or "THIS-HOST"
     yield from each(circumstances, sending.addresses, lambda address, lookups: [_reverse_name(address, name, lookups)])
     if sending.hidden:
-        yield unknown(f"the name of this host's address is not known: {sending.hidden}", "", OPTION)
+        yield unknown(f"the name of this host's address is not known: {sending.hidden}", "", *telling(circumstances))
 
 
 def _reverse_name(address: str, name: str, lookups: Lookups) -> Finding:
@@ -151,7 +165,8 @@ def _reverse_name(address: str, name: str, lookups: Lookups) -> Finding:
     names = sorted(tidy(name) for name in lookups.ask(zone_name, "PTR") if isinstance(name, str))
     why = "Large receivers refuse or delay mail from an address without a name that leads back to it."
     if not names:
-        return warning(f"{address} has no name (PTR record)", why, f"at your provider: {zone_name} IN PTR {name}.")
+        record = Edit(f"at your provider: {zone_name} IN PTR {name}.")
+        return warning(f"{address} has no name (PTR record)", why, record)
     kind = "AAAA" if ":" in address else "A"
     for found in names:
         if address in lookups.ask(found, kind):
@@ -159,7 +174,7 @@ def _reverse_name(address: str, name: str, lookups: Lookups) -> Finding:
     return warning(
         f"{address} is {enumeration(names)}, which does not lead back to it",
         why,
-        f"in DNS: {names[0]}. IN {kind} {address}",
+        Edit(f"in DNS: {names[0]}. IN {kind} {address}"),
     )
 
 
@@ -167,7 +182,7 @@ def each(
     circumstances: Circumstances, names: Sequence[str], ask: Callable[[str, Lookups], list[Finding]]
 ) -> Iterator[Finding]:
     """Yield what *ask* finds for each of *names*, then those for which it raises spf.TempError."""
-    deadline = time.monotonic() + circumstances.dns_timeout_s
+    deadline = time.monotonic() + circumstances.dns_left_s
     resolver = circumstances.resolver()
 
     def asked(name: str) -> tuple[list[Finding], str]:
@@ -178,6 +193,8 @@ def each(
 
     with ThreadPoolExecutor(_THREADS, "doctor") as pool:
         results = list(pool.map(asked, names[:LIMIT]))
+    # One domain that is silent must not keep the next check from asking about others.
+    circumstances.dns_left_s = max(_LEAST_S, deadline - time.monotonic())
     for found, _ in results:
         yield from found
     silent = {name: why for name, (_, why) in zip(names, results) if why}
@@ -185,7 +202,7 @@ def each(
         yield unknown(
             f"DNS does not tell of {enumeration(list(silent))}: {next(iter(silent.values()))}",
             "",
-            "gatepost doctor   # again, once DNS answers; [dns] nameservers in gatepost.toml names other servers",
+            f"{again(circumstances)}   # once DNS answers; [dns] nameservers in gatepost.toml names other servers",
         )
     if len(names) > LIMIT:
         yield info(f"{counted(len(names) - LIMIT, 'domain')} more: only the first {LIMIT} were asked about")

@@ -6,13 +6,23 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shlex
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
 from gatepost.admin.configuration import closed_to_owner
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Finding,
+    as_root,
+    error,
+    ok,
+    unknown,
+    warning,
+)
 from gatepost.admin.doctor.store import sqlite_file
 from gatepost.relay import enumeration
 from gatepost.service import certificates
@@ -32,13 +42,11 @@ def readable(circumstances: Circumstances) -> Iterator[Finding]:
     if not config.state_directory.is_dir():
         return
     if os.geteuid() != 0:
-        yield unknown("whether the daemons may read their files can be told by root only", "", "sudo gatepost doctor")
+        yield unknown("whether the daemons may read their files can be told by root only", "", as_root(circumstances))
         return
     needed = [config.path, *([] if circumstances.missing_secret else [config.srs.secret_file])]
-    wanted = [*config.exchange_exports, *config.srs.watched]
+    wanted = named_files(config)
     folder = config.relay.certificate_folder
-    if folder.is_dir():
-        wanted += [folder, *certificates.files(folder)]
     user, closed = closed_to_owner(config, [*needed, *wanted])
     for path in closed:
         if folder in closed and folder in path.parents:
@@ -46,10 +54,17 @@ def readable(circumstances: Circumstances) -> Iterator[Finding]:
         yield (error if path in needed else warning)(
             f"{path}: the user of the daemons ({user}) may not read it",
             "The daemons do not start, or go on without it after the next reload.",
-            f"chgrp {user} {path} && chmod {'g+rx' if path.is_dir() else 'g+r'} {path}",
+            f"chgrp {user} {quoted(path)} && chmod {'g+rx' if path.is_dir() else 'g+r'} {quoted(path)}",
         )
     if not closed:
         yield ok(f"{user} may read all files that the configuration names")
+
+
+def named_files(config: Config) -> list[Path]:
+    """Return what the daemons read beside gatepost.toml and the secret."""
+    folder = config.relay.certificate_folder
+    there = [folder, *certificates.files(folder)] if folder.is_dir() else []
+    return [*config.exchange_exports, *config.srs.watched, *there]
 
 
 def writable(circumstances: Circumstances) -> Iterator[Finding]:
@@ -65,7 +80,7 @@ def writable(circumstances: Circumstances) -> Iterator[Finding]:
             yield error(
                 f"{path} can be written by everybody (mode {stat.S_IMODE(status.st_mode):04o})",
                 _WRITABLE,
-                f"chmod o-w {path}",
+                f"chmod o-w {quoted(path)}",
             )
     if not found:
         yield ok("nobody else may write the configuration or what it names")
@@ -88,7 +103,8 @@ def secret_readers(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f"{config.srs.secret_file} ({mode}) can be read by {' and '.join(strangers)}",
             "Who has the secret can have any mail delivered here in the name of a bounce, to any address outside.",
-            f"chown root:{_group(daemons[1])} {config.srs.secret_file} && chmod 0640 {config.srs.secret_file}",
+            f"chown root:{_group(daemons[1])} {quoted(config.srs.secret_file)} && "
+            f"chmod 0640 {quoted(config.srs.secret_file)}",
         )
     else:
         yield ok(f"{config.srs.secret_file}: {mode}")
@@ -103,7 +119,7 @@ def state_directory(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f"the state directory, {folder}, is not there",
             "The daemons cannot make it unless systemd or their user's rights let them: they do not start.",
-            f"install -d -m 0750 -o gatepost -g gatepost {folder}",
+            f"install -d -m 0750 -o gatepost -g gatepost {quoted(folder)}",
         )
         return
     owner = f"{_user(status.st_uid)}:{_group(status.st_gid)}"
@@ -111,14 +127,14 @@ def state_directory(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f"{folder} is root's",
             "The daemons run as root, or cannot write there: records, compact addresses and metrics need it.",
-            f"chown -R gatepost:gatepost {folder}",
+            f"chown -R gatepost:gatepost {quoted(folder)}",
         )
         return
     try:
         paths = [*_within(folder), *_database(config)]
         strange = [path for path in paths if (found := _stat(path)) and found.st_uid != status.st_uid]
     except PermissionError:
-        yield unknown(f"{folder} cannot be read by this user", "", "sudo gatepost doctor")
+        yield unknown(f"{folder} cannot be read by this user", "", as_root(circumstances))
         return
     # Root's are welcome: the package makes the secret, and an administrator switches the bypass on.
     strange = [path for path in strange if path not in (config.srs.secret_file, bypass_file(config))]
@@ -126,7 +142,7 @@ def state_directory(circumstances: Circumstances) -> Iterator[Finding]:
         yield error(
             f"not {_user(status.st_uid)}'s, perhaps by a run as root: {enumeration([str(path) for path in strange])}",
             "The daemons cannot write there: records are lost, or mail is put off.",
-            f"chown -R {owner} {folder}",
+            f"chown -R {owner} {quoted(folder)}",
         )
     else:
         yield ok(f"{folder}: all of it is {owner}'s")
@@ -134,6 +150,8 @@ def state_directory(circumstances: Circumstances) -> Iterator[Finding]:
 
 def socket_folders(circumstances: Circumstances) -> Iterator[Finding]:
     """Whether the folders of the sockets are there, and hand their group, which is Postfix's, on to the sockets."""
+    if not circumstances.has_mta:
+        return  # its package makes the group, and what starts the daemons then the folder
     config = circumstances.config
     paths = [listen.path for listen in (config.milter.listen, *config.policyd.listen) if listen.path]
     for folder in dict.fromkeys(Path(path).parent for path in paths):
@@ -141,8 +159,9 @@ def socket_folders(circumstances: Circumstances) -> Iterator[Finding]:
         if status is None:
             yield error(
                 f"the folder of the sockets, {folder}, is not there",
-                "The daemons do not start: they have nowhere to listen.",
-                f"install -d -m 2750 -o gatepost -g postfix {folder}",
+                "The daemons do not start, or listen where nobody comes: Postfix puts mail off.",
+                f"install -d -m 2750 -o gatepost -g postfix {quoted(folder)}",
+                "systemctl restart gatepost.target",
             )
         elif status.st_mode & (stat.S_ISGID | stat.S_IWOTH) or _group_of_user(status) == status.st_gid:
             yield ok(f"{folder}: {_told(status)}")
@@ -151,7 +170,7 @@ def socket_folders(circumstances: Circumstances) -> Iterator[Finding]:
                 f"{folder} ({_told(status)}) does not hand its group on to the sockets",
                 f"After the next start they have the daemons' group in place of {_group(status.st_gid)}, and Postfix "
                 "may not use them.",
-                f"chmod g+s {folder}",
+                f"chmod g+s {quoted(folder)}",
             )
 
 
@@ -171,7 +190,7 @@ def judged_room(config: Config, folder: Path, free_bytes: int, free_inodes: int,
     """Yield what is to be said of so much room in *folder*; inodes 0: it has no such limit."""
     told = f"{folder}: {free_bytes >> 20} MiB free"
     lost = "Records of the ledger are lost, compact addresses cannot be made, and mail may be put off."
-    remedy = f"df -h {folder}; df -i {folder}; du -xsh {folder}/*"
+    remedy = f"df -h {quoted(folder)}; df -i {quoted(folder)}; du -xsh {quoted(folder)}/*"
     if free_bytes < FULL_BYTES:
         yield error(told, lost, remedy)
     elif inodes and free_inodes < FULL_INODES:
@@ -184,6 +203,10 @@ def judged_room(config: Config, folder: Path, free_bytes: int, free_inodes: int,
         yield warning(f"{folder}: {free_inodes} inodes of {inodes} free", lost, remedy)
     else:
         yield ok(told)
+
+
+def quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _stat(path: Path) -> Optional[os.stat_result]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,18 @@ from typing import Optional
 
 from gatepost.admin.config_commands import SAFE_OCTETS
 from gatepost.admin.configuration import fingerprint
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Finding,
+    as_root,
+    command,
+    error,
+    info,
+    ok,
+    unknown,
+    warning,
+)
 from gatepost.service import version
 from gatepost.service.exports import counted
 from gatepost.service.loader import LOADED_NAME
@@ -26,45 +38,49 @@ _AHEAD_DAYS = 7
 """A rotation has the new key sign from tomorrow: one that waits for longer is a slip of the pen."""
 _SKEW_S = 3600.0
 _STA_UNSYNC = 0x40
-ROTATE = "gatepost srs rotate"
 
 
 def keys(circumstances: Circumstances) -> Iterator[Finding]:
     """Whether a key signs that is neither old nor to come, and all others are needed."""
     file = circumstances.config.srs.secret_file
+    if circumstances.closed_secret:
+        yield unknown(f"{file} may not be read by this user", "", as_root(circumstances))
+        return
     if circumstances.missing_secret:
-        yield info(f"{file} is not there yet", "The first start makes an SRS secret.", "gatepost srs init")
+        remedy = command(circumstances, "srs init")
+        yield info(f"{file} is not there yet", "The first start makes an SRS secret.", remedy)
         return
     try:
         found = read_secret(file)
         changed = file.stat().st_mtime
     except (ConfigError, OSError) as failure:
-        yield unknown(f"{file} cannot be read: {failure}", "", "sudo gatepost doctor")
+        yield unknown(f"{file} cannot be read: {failure}", "", as_root(circumstances))
         return
+    rotate = command(circumstances, "srs rotate")
     today = day(int(circumstances.now))
     signing = next((key for key in found if key.signs_from <= today), found[-1])
-    yield from _age(signing, today, changed, file)
+    yield from _age(signing, today, changed, file, rotate)
     yield from _waiting(found, signing, today, file)
     for key in found:
         if len(key.secret) < SAFE_OCTETS:
             yield warning(
                 f"{file}: {fingerprint(key)} has {counted(len(key.secret), 'octet')}, safe are {SAFE_OCTETS} and more",
                 "Who guesses it can have any mail delivered from here in the name of a bounce.",
-                ROTATE,
+                rotate,
             )
     spare = _spare(found, circumstances, changed)
     if spare:
         yield info(
             f"{file}: all addresses of {', '.join(map(fingerprint, spare))} have expired",
             "Nothing needs these keys any more, and whoever has one can still forge addresses with it.",
-            f"{ROTATE}   # removes them; or delete their lines",
+            f"{rotate}   # removes them; or delete their lines",
         )
     others = [fingerprint(key) for key in found if key is not signing]
     verifying = f", {', '.join(others)} verify" if others else ""
     yield ok(f"SRS key {fingerprint(signing)} signs{verifying}")
 
 
-def _age(signing: Key, today: int, changed: float, file: Path) -> Iterator[Finding]:
+def _age(signing: Key, today: int, changed: float, file: Path, rotate: str) -> Iterator[Finding]:
     """A key without a date has signed since it was put into the file at the latest known."""
     since = signing.signs_from or day(int(changed))
     age = today - since
@@ -72,7 +88,7 @@ def _age(signing: Key, today: int, changed: float, file: Path) -> Iterator[Findi
         yield (warning if age > 2 * OLD_DAYS else info)(
             f"{file}: {fingerprint(signing)} has signed for {counted(age, 'day')}, since {iso_day(since)}",
             "The longer a key is in use, the more backups and hosts have it; who has it can forge SRS addresses.",
-            ROTATE,
+            rotate,
         )
 
 
@@ -82,7 +98,7 @@ def _waiting(found: Sequence[Key], signing: Key, today: int, file: Path) -> Iter
             f"{file}: no key may sign before {iso_day(min(key.signs_from for key in found))}; {fingerprint(signing)} "
             "does so all the same",
             "A clock that is wrong, or a wrong date in the file: hosts may not agree on which key signs.",
-            f"date -u; grep '^#' {file}",
+            f"date -u; grep '^#' {shlex.quote(str(file))}",
         )
     for key in found:
         if key is not signing and key.signs_from > today + _AHEAD_DAYS:
@@ -90,7 +106,7 @@ def _waiting(found: Sequence[Key], signing: Key, today: int, file: Path) -> Iter
                 f"{file}: {fingerprint(key)} signs from {iso_day(key.signs_from)} on, in "
                 f"{counted(key.signs_from - today, 'day')}",
                 "A rotation lets a new key wait for a day or two, so that all hosts get it.",
-                f"grep '^#' {file}",
+                f"grep '^#' {shlex.quote(str(file))}",
             )
 
 

@@ -10,7 +10,7 @@ from textwrap import wrap
 import click
 
 from gatepost.admin.configuration import printable
-from gatepost.admin.doctor.model import RANK, Finding, Severity
+from gatepost.admin.doctor.model import RANK, Edit, Finding, Severity
 from gatepost.service.exports import counted
 
 WIDTH = 80
@@ -38,8 +38,17 @@ def _problem(finding: Finding) -> Iterator[str]:
     yield from (first, *others)
     if finding.why:
         yield from _wrapped(printable(finding.why), "  Why: ", "       ")
-    for index, command in enumerate(finding.remedy):
-        yield ("  Do:  " if index == 0 else "       ") + printable(command)  # to be pasted: never wrapped
+    before = ""
+    for remedy in finding.remedy:
+        label = "  Edit: " if isinstance(remedy, Edit) else "  Do:  "
+        yield (label if label != before else " " * len(label)) + printable(remedy)  # to be pasted: never wrapped
+        before = label
+
+
+def _apart(finding: Finding) -> tuple[list[str], list[str]]:
+    """Return the commands that mend it, and what to change by hand."""
+    commands = [item for item in finding.remedy if not isinstance(item, Edit)]
+    return commands, [item for item in finding.remedy if isinstance(item, Edit)]
 
 
 def _line(finding: Finding) -> str:
@@ -63,7 +72,7 @@ def _summary(found: Sequence[Finding]) -> str:
         counted(counts[severity], severity.value) for severity in (Severity.ERROR, Severity.WARNING) if counts[severity]
     ]
     if counts[Severity.UNKNOWN]:
-        told.append(f"{counts[Severity.UNKNOWN]} not to be looked at")
+        told.append(f"{counts[Severity.UNKNOWN]} that could not be looked at")
     well = f"{counts[Severity.OK]} well"
     if not told:
         return click.style(f"All is well ({counted(counts[Severity.OK], 'finding')}).", bold=True, fg="green")
@@ -80,7 +89,8 @@ def as_json(found: Sequence[Finding], groups: Mapping[str, str], status: int) ->
             "severity": finding.severity.value,
             "what": finding.what,
             "why": finding.why,
-            "remedy": list(finding.remedy),
+            "remedy": _apart(finding)[0],
+            "edit": _apart(finding)[1],
         }
         for finding in found
     ]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional, Union
@@ -11,8 +13,19 @@ from cryptography import x509
 
 from gatepost.admin.check_certificate import may_authenticate
 from gatepost.admin.doctor.certificates import DAY_S, days
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, ok, unknown, warning
-from gatepost.admin.doctor.postfix_entries import directory
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    as_root,
+    error,
+    instance,
+    ok,
+    reload_postfix,
+    unknown,
+    warning,
+)
 from gatepost.admin.postfix.config import PostfixConfig, Service
 from gatepost.relay import enumeration
 from gatepost.relay.names import certificate_domain
@@ -33,11 +46,11 @@ def server(circumstances: Circumstances) -> Iterator[Finding]:
     paths = dict.fromkeys(path for service in services for path in _files(postfix, service, "smtpd_tls_"))
     why = "Clients that verify it (MTA-STS, DANE, submission) deliver nothing more; without TLS no client certificate."
     for path in paths:
-        certificate = _first_in(path)
+        certificate = _first_in(circumstances, path)
         if isinstance(certificate, Finding):
             yield certificate
         else:
-            yield _valid(path, certificate, circumstances.now, why)
+            yield _valid(circumstances, path, certificate, why)
 
 
 def upstream(circumstances: Circumstances) -> Iterator[Finding]:
@@ -55,17 +68,17 @@ def upstream(circumstances: Circumstances) -> Iterator[Finding]:
         yield error(
             f"Postfix shows no certificate: {missing}",
             lost,
-            f"postconf{directory(circumstances)} -e smtp_tls_security_level=encrypt "
+            f"postconf{instance(circumstances)} -e smtp_tls_security_level=encrypt "
             "smtp_tls_cert_file=/etc/postfix/hub.pem smtp_tls_key_file=/etc/postfix/hub.key",
-            f"postfix{directory(circumstances)} reload",
+            reload_postfix(circumstances),
         )
         return
     for path in paths:
-        certificate = _first_in(path)
+        certificate = _first_in(circumstances, path)
         if isinstance(certificate, Finding):
             yield certificate
             continue
-        yield _valid(path, certificate, circumstances.now, lost)
+        yield _valid(circumstances, path, certificate, lost)
         yield from _known_there(path, certificate, config, lost)
 
 
@@ -77,7 +90,7 @@ def _known_there(path: Path, certificate: x509.Certificate, config: UpstreamConf
         yield error(
             f"{path} has the names {enumeration(names) or '(none)'}, not {enumeration(missing)}",
             f"{lost} upstream.certificate_names must be what is in the certificate.",
-            "gatepost.toml, [upstream]: certificate_names = [" + ", ".join(f'"{name.lower()}"' for name in names) + "]",
+            Edit("gatepost.toml, [upstream]: certificate_names = " + json.dumps([name.lower() for name in names])),
         )
     else:
         yield ok(f"{path} has the names {enumeration(config.certificate_names)}")
@@ -85,7 +98,7 @@ def _known_there(path: Path, certificate: x509.Certificate, config: UpstreamConf
         yield error(
             f"{path} is not good for client authentication: its extended key usage has no clientAuth",
             lost,
-            "get a certificate with clientAuth from a public authority that still issues it",
+            Edit("get a certificate with clientAuth from a public authority that still issues it"),
         )
     if certificate.issuer == certificate.subject:
         yield error(f"{path} is issued by itself", f"{lost} It takes those of public authorities only.")
@@ -102,13 +115,13 @@ def _files(postfix: PostfixConfig, service: Optional[Service], prefix: str) -> I
             return
 
 
-def _first_in(path: Path) -> Union[x509.Certificate, Finding]:
+def _first_in(circumstances: Circumstances, path: Path) -> Union[x509.Certificate, Finding]:
     """Return the first certificate in *path*, which is the one shown, or what is wrong with the file."""
     try:
         with open_regular(path) as file:
             return x509.load_pem_x509_certificate(file.read())
     except PermissionError:
-        return unknown(f"{path} cannot be read by this user", "", "sudo gatepost doctor")
+        return unknown(f"{path} cannot be read by this user", "", as_root(circumstances))
     except OSError as failure:
         return error(f"{path}: {failure.strerror}", "Postfix cannot show the certificate that main.cf names.")
     except ValueError as failure:
@@ -117,9 +130,10 @@ def _first_in(path: Path) -> Union[x509.Certificate, Finding]:
         )
 
 
-def _valid(path: Path, certificate: x509.Certificate, now: float, why: str) -> Finding:
-    left_s = not_valid_after(certificate) - now
-    remedy = f"openssl x509 -in {path} -noout -subject -enddate   # then renew it, and: postfix reload"
+def _valid(circumstances: Circumstances, path: Path, certificate: x509.Certificate, why: str) -> Finding:
+    left_s = not_valid_after(certificate) - circumstances.now
+    look = f"openssl x509 -in {shlex.quote(str(path))} -noout -subject -enddate"
+    remedy = f"{look}   # then renew it, and: {reload_postfix(circumstances)}"
     if left_s < 0:
         return error(f"{path} expired {days(-left_s)} ago", why, remedy)
     if left_s < SOON_DAYS * DAY_S:

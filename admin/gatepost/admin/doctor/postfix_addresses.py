@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Optional
 
 from gatepost.admin.doctor import postfix_entries as entries
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, command, error, ok, unknown, warning
-from gatepost.admin.doctor.postfix import SETUP, once_wired, wire
+from gatepost.admin.doctor.model import Check, Circumstances, Edit, Finding, edit, error, ok, unknown, warning
+from gatepost.admin.doctor.postfix import hop, once_wired, setup, wire
 from gatepost.admin.doctor.postfix_entries import FORWARD, REVERSE, postconf
-from gatepost.admin.postfix.config import PostfixConfig, PostfixError, split
+from gatepost.admin.postfix.command_filter import DECODED, ENCODED, filtered
+from gatepost.admin.postfix.config import PostfixConfig, PostfixError, Service, split
 from gatepost.admin.postfix.tables import Tables
 from gatepost.service import rewriting
 from gatepost.srs import AddressError
@@ -67,11 +68,30 @@ def _changed(
     circumstances: Circumstances, parameter: str, classes: str, wanted: str, address: str
 ) -> Iterator[Finding]:
     """Yield a finding where one of a parameter's tables, gatepost's own apart, has something for *address*."""
+    for service in _reading(circumstances, parameter, classes):
+        if not classes or wanted in split(entries.seen(circumstances.postfix, service, classes)):
+            yield from _changed_by(circumstances, parameter, address, service)
+
+
+def _reading(circumstances: Circumstances, parameter: str, classes: str) -> list[Optional[Service]]:
+    """Return the services that read a parameter and set it, or its classes, themselves; None for main.cf."""
     postfix = circumstances.postfix
-    if classes and wanted not in postfix.entries(classes):
-        return
+    if classes:
+        readers = [service for service in postfix.services if service.command == "cleanup"]
+    else:
+        names = [postfix.expanded(name).partition(":")[0] for name in ("default_transport", "relay_transport")]
+        names = [name for name in names if name != hop(circumstances).transport]
+        readers = [item for item in postfix.services if item.type == "unix" and item.name in names]
+    return entries.unique(item if {parameter, classes} & set(item.overrides) else None for item in readers)
+
+
+def _changed_by(
+    circumstances: Circumstances, parameter: str, address: str, service: Optional[Service]
+) -> Iterator[Finding]:
+    postfix = circumstances.postfix
     tables = Tables(postfix)
-    for table in postfix.entries(parameter):
+    where = f"{service.key}: " if service and parameter in service.overrides else ""
+    for table in split(entries.seen(postfix, service, parameter)):
         if any(
             entries.is_map(circumstances, item, name) for item in entries.lookups(table) for name in (FORWARD, REVERSE)
         ):
@@ -79,15 +99,14 @@ def _changed(
         try:
             changed = _first(tables, table, _keys(postfix, address))
         except PostfixError as failure:
-            yield unknown(f"{parameter}: {table} does not answer: {failure}")
+            yield unknown(f"{where}{parameter}: {table} does not answer: {failure}")
             continue
         if changed is not None:
-            kept = ", ".join(item for item in postfix.entries(parameter) if item != table)
             yield error(
-                f"{parameter}: {table} changes the SRS address {address} to {changed}",
+                f"{where}{parameter}: {table} changes the SRS address {address} to {changed}",
                 "Bounces of rewritten mail do not reach the original senders, and SPF may fail at the next hop.",
-                f"# take the entry out of {table}, or the table out of the list:",
-                *postconf(circumstances, parameter, kept),
+                Edit(f"take the entry out of {table}, or the table out of the list:"),
+                *postconf(circumstances, parameter, entries.edited(postfix, parameter, {table: ""}, service), service),
             )
 
 
@@ -125,7 +144,7 @@ def _masqueraded(circumstances: Circumstances, address: str) -> Iterator[Finding
         if domain == name or domain.endswith(f".{name}"):
             if domain == name or entry.startswith("!"):
                 return
-            kept = ", ".join([f"!{domain}", *postfix.entries("masquerade_domains")])
+            kept = entries.edited(postfix, "masquerade_domains", {}, first=f"!{domain}")
             yield error(
                 f"masquerade_domains has {name}: it changes the SRS domain {domain} to {name}",
                 "Bounces of rewritten mail go to an address with a wrong hash, and do not reach the original senders.",
@@ -153,7 +172,7 @@ def queue_lifetime(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f"srs.validity_days is {validity}; {told}",
             "Mail may wait in the queue, and so may its bounce, until the SRS address has expired: it is refused then.",
-            f"{circumstances.config.path}: [srs] validity_days = {days + 7}",
+            edit(circumstances, f"[srs] validity_days = {days + 7}"),
         )
 
 
@@ -164,12 +183,6 @@ def _seconds(value: str) -> int:
 
 
 # Commands
-
-_ENCODED = "RCPT TO:<bounces%2BSRS%3DK7XQ4R2A%3DTT%3Dfabrikam.com%3Dbob@contoso.com>"
-_DECODED = "RCPT TO:<bounces+SRS=K7XQ4R2A=TT=fabrikam.com=bob@contoso.com>"
-
-
-WITH_ORCPT = "RCPT TO:<bob@contoso.com> NOTIFY=NEVER ORCPT=rfc822;ceo@contoso.com"
 
 
 def command_filter(circumstances: Circumstances) -> Iterator[Finding]:
@@ -182,34 +195,23 @@ def command_filter(circumstances: Circumstances) -> Iterator[Finding]:
     for service in services:
         value = circumstances.postfix.effective(service, "smtpd_command_filter")
         try:
-            if filtered(circumstances.postfix, value, _ENCODED) != _DECODED:
+            if filtered(circumstances.postfix, value, ENCODED) != DECODED:
                 lacking.append(service)
         except PostfixError as failure:
             yield error(
                 f"{service.key}: smtpd_command_filter does not answer: {failure}",
                 "A command filter that fails makes smtpd put off every command.",
-                *postconf(circumstances, "smtpd_command_filter", "", service),
+                setup(circumstances),
             )
             return
     if lacking:
         yield warning(
             f"{entries.named(lacking)}: smtpd_command_filter does not decode SRS addresses",
             f"{wanted.why} Without it bounces from such sites are refused.",
-            command(circumstances, SETUP),
+            setup(circumstances),
         )
     elif services:
         yield ok("smtpd_command_filter decodes SRS addresses")
-
-
-def filtered(postfix: PostfixConfig, value: str, command: str) -> str:
-    """Return what smtpd makes of *command* by a command filter's *value*. Raises PostfixError."""
-    tables = Tables(postfix)
-    for table in split(value):
-        # In a table given in main.cf itself smtpd sees one $ for two.
-        found = tables.query(table.replace("$$", "$"), command)
-        if found is not None:
-            return found
-    return command
 
 
 CHECKS = (

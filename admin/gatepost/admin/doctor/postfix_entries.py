@@ -6,21 +6,24 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Optional
 
-from gatepost.admin.doctor.model import Circumstances
+from gatepost.admin.doctor.addresses import is_own
+from gatepost.admin.doctor.model import Circumstances, instance, reload_postfix
 from gatepost.admin.postfix.config import PostfixConfig, Service, split
-from gatepost.admin.setup.plan import Role, hop_of, role
+from gatepost.admin.postfix.relaying import TAKES_ARGUMENT, Restriction
+from gatepost.admin.postfix.tables import DOMAIN_LISTS, Tables
+from gatepost.admin.setup.plan import Change, Role, entry_line, hop_of, role
 from gatepost.service.fields import Listen, host_and_port
 
 REVERSE, EGRESS, FORWARD = "reverse", "egress", "forward"
 _TABLE = re.compile(r"\bsocketmap:((?:unix|inet):[^\s,{}]+):(\w+)|\btcp:([^\s,{}]+)")
-_TAKES_ARGUMENT = re.compile(r"check_|reject_rbl_client|reject_rhsbl_|permit_dnswl_client|permit_rhswl_client|sleep$")
 _EVERYWHERE = ("0.0.0.0", "::")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1", *_EVERYWHERE)
 
 
 @dataclass(frozen=True)
@@ -49,43 +52,9 @@ def _entry(text: str) -> Entry:
     return Entry(text, parts[0] if parts else "", tuple(parts[1:]))
 
 
-@dataclass(frozen=True)
-class Restriction:
-    """An entry of a restriction list; *argument*: what a check_… takes."""
-
-    name: str
-    argument: str = ""
-
-    @property
-    def policy(self) -> Entry:
-        """The policy service that this asks."""
-        return _entry(self.argument)
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.argument}".rstrip()
-
-
-def restrictions(postfix: PostfixConfig, service: Service, name: str) -> list[Restriction]:
-    """Return the restrictions in a list as *service* has it, restriction classes in their place."""
-    return list(_restrictions(postfix, postfix.effective(service, name), 0))
-
-
-def _restrictions(postfix: PostfixConfig, value: str, depth: int) -> Iterator[Restriction]:
-    classes = set(postfix.entries("smtpd_restriction_classes"))
-    entries = split(value)
-    index = 0
-    while index < len(entries):
-        entry = entries[index]
-        index += 1
-        if entry in classes and depth < len(classes):
-            yield from _restrictions(postfix, postfix.expanded(entry), depth + 1)
-        elif _TAKES_ARGUMENT.match(entry) and index < len(entries):
-            yield Restriction(entry, entries[index])
-            index += 1
-        elif ":" in entry and not entry.startswith("{"):  # a bare table means check_…_access of the list's kind
-            yield Restriction("check_access", entry)
-        else:
-            yield Restriction(entry)
+def policy(restriction: Restriction) -> Optional[Entry]:
+    """Return the policy service that *restriction* asks."""
+    return _entry(restriction.argument) if restriction.name == "check_policy_service" else None
 
 
 @dataclass(frozen=True)
@@ -126,9 +95,23 @@ def same(one: Listen, other: Listen) -> bool:
     """Tell whether the two addresses lead to the same socket."""
     if one.path or other.path:
         return os.path.realpath(one.path or "/") == os.path.realpath(other.path or "/")
-    hosts = {one.host, other.host}
-    alike = len(hosts) == 1 or hosts <= set(_LOOPBACK) or bool(hosts & set(_EVERYWHERE))
-    return one.port == other.port != 0 and alike
+    return one.port == other.port != 0 and (_reaches(one.host, other.host) or _reaches(other.host, one.host))
+
+
+def _reaches(host: str, listening: str) -> bool:
+    """Tell whether who connects to *host* comes to what listens at *listening*; a name may mean any address."""
+    if host == listening:
+        return True
+    if listening == "localhost" or host == "localhost":
+        return {host, listening} <= {"localhost", "127.0.0.1", "::1", *_EVERYWHERE}
+    if listening not in _EVERYWHERE:
+        return False
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return True
+    # What listens at :: takes IPv4, too.
+    return (listening == "::" or address.version == 4) and (address.is_loopback or is_own(host))
 
 
 def is_milter(circumstances: Circumstances, entry: Entry, *, chrooted: bool) -> bool:
@@ -138,8 +121,9 @@ def is_milter(circumstances: Circumstances, entry: Entry, *, chrooted: bool) -> 
 
 def is_policy(circumstances: Circumstances, restriction: Restriction, *, chrooted: bool) -> bool:
     """Tell whether *restriction* asks gatepost's policyd."""
-    return restriction.name == "check_policy_service" and leads_to(
-        circumstances, restriction.policy.address, circumstances.config.policyd.listen, chrooted=chrooted
+    entry = policy(restriction)
+    return entry is not None and leads_to(
+        circumstances, entry.address, circumstances.config.policyd.listen, chrooted=chrooted
     )
 
 
@@ -154,6 +138,16 @@ def is_map(circumstances: Circumstances, lookup: Lookup, name: str) -> bool:
     return any(leads_to(circumstances, lookup.address, served, chrooted=chrooted) for chrooted in (True, False))
 
 
+@lru_cache(maxsize=1)
+def tables(circumstances: Circumstances) -> Tables:
+    """Return Postfix's tables, with gatepost's own left out of the lists of domains: it has none, and may be away."""
+    postfix, lists = circumstances.postfix, {}
+    for name in DOMAIN_LISTS:
+        ours = [item.text for item in lookups(postfix.expanded(name)) if is_map(circumstances, item, REVERSE)]
+        lists[name] = ", ".join(item for item in postfix.entries(name) if item not in ours)
+    return Tables(replace(postfix, expansions={**postfix.expansions, **lists}))
+
+
 def leads_to(circumstances: Circumstances, address: str, listens: Sequence[Listen], *, chrooted: bool) -> bool:
     """Tell whether *address* as a daemon of Postfix takes it is one of *listens*."""
     meant = listen_of(address, circumstances.postfix.queue_directory, chrooted=chrooted)
@@ -161,9 +155,10 @@ def leads_to(circumstances: Circumstances, address: str, listens: Sequence[Liste
 
 
 def named_like_gatepost(circumstances: Circumstances, address: str, listens: Sequence[Listen]) -> bool:
-    """Tell whether *address* seems to mean gatepost without leading to it: of its name, or of its socket's name."""
+    """Tell whether *address* seems to mean gatepost without leading to it: by its socket's name, or its port."""
     names = {Path(listen.path).name for listen in listens if listen.path}
-    return "gatepost" in address or Path(address).name in names
+    port = listen_of(address, circumstances.postfix.queue_directory, chrooted=False).port
+    return "gatepost" in address or Path(address).name in names or port in {item.port for item in listens if item.port}
 
 
 # Services
@@ -195,14 +190,27 @@ def ingress(circumstances: Circumstances) -> list[Service]:
     return [item for item in smtpds if not (is_hop(circumstances, item) or takes_back(circumstances, item))]
 
 
-def cleanup_is_chrooted(postfix: PostfixConfig) -> bool:
-    """Tell whether cleanup(8) is, which has milters for mail from sendmail(1) and looks addresses up."""
-    service = postfix.service("cleanup", "unix")
-    return service is not None and postfix.is_chrooted(service)
+def pickups(postfix: PostfixConfig) -> list[Service]:
+    """Return the services that take mail from sendmail(1)."""
+    return [service for service in postfix.services if service.command == "pickup"]
+
+
+def cleanup_of(postfix: PostfixConfig, service: Optional[Service]) -> Optional[Service]:
+    """Return the cleanup(8) to which *service* gives what it takes; without one, to which daemons give bounces."""
+    return postfix.service(seen(postfix, service, "cleanup_service_name"), "unix")
+
+
+def unique(services: Iterable[Optional[Service]]) -> list[Optional[Service]]:
+    return list({service.key if service else "": service for service in services}.values())
 
 
 def named(services: Sequence[Service]) -> str:
     return ", ".join(service.key for service in services)
+
+
+def seen(postfix: PostfixConfig, service: Optional[Service], name: str) -> str:
+    """Return a parameter as *service* sees it, as main.cf has it without one."""
+    return postfix.effective(service, name) if service else postfix.expanded(name)
 
 
 # Commands to paste
@@ -210,19 +218,51 @@ def named(services: Sequence[Service]) -> str:
 
 def postconf(circumstances: Circumstances, setting: str, value: str, service: Optional[Service] = None) -> list[str]:
     """Return the commands that set a parameter: in main.cf, or where *service* overrides it, there."""
-    there = service is not None and setting in service.overrides
-    edit = f"-P {shlex.quote(f'{service.key}/{setting}={value}')}" if service and there else ""
-    edit = edit or f"-e {shlex.quote(f'{setting} = {value}'.rstrip())}"
-    return [f"postconf{directory(circumstances)} {edit}", f"postfix{directory(circumstances)} reload"]
+    if service is None or setting not in service.overrides:
+        edit = f"-e {shlex.quote(f'{setting} = {value}'.rstrip())}"
+    elif re.search(r"\s", value):  # which -P refuses
+        line = entry_line(service, [Change(service.key, setting, None, value, "")])
+        edit = f"-M {shlex.quote(f'{service.key}={line}')}"
+    else:
+        edit = f"-P {shlex.quote(f'{service.key}/{setting}={value}')}"
+    return [f"postconf{instance(circumstances)} {edit}", reload_postfix(circumstances)]
 
 
-def directory(circumstances: Circumstances) -> str:
-    """Return the option that names the configuration directory, "" for the default one."""
-    postfix = circumstances.postfix
-    default = postfix.defaults.get("config_directory", "")
-    return "" if str(postfix.config_directory) == default else f" -c {shlex.quote(str(postfix.config_directory))}"
+def written(postfix: PostfixConfig, name: str, service: Optional[Service] = None) -> str:
+    """Return a parameter as it stands in master.cf or main.cf, a default as what it comes to: to be written back."""
+    if service and name in service.overrides:
+        return service.overrides[name]
+    return postfix.value(name) if postfix.is_set(name) else postfix.expanded(name).replace("$", "$$")
 
 
-def in_front(entry: str, value: str, without: Sequence[str] = ()) -> str:
-    """Return the list *value* with *entry* first, and those of *without* taken out."""
-    return ", ".join([entry, *(item for item in split(value) if item not in (entry, *without))])
+def edited(
+    postfix: PostfixConfig,
+    name: str,
+    changes: Mapping[str, str],
+    service: Optional[Service] = None,
+    *,
+    first: str = "",
+    last: str = "",
+) -> str:
+    """Return a list to be written back, with entries *first* and *last*.
+
+    changes: entries, as daemons see them, and what is to stand in their place, "" to take them out. Where they do not
+    stand in the list itself, but in what it names, it is written out.
+    """
+    entries = _with_arguments(written(postfix, name, service))
+    if not set(changes) <= {entry.replace("$$", "$") for entry in entries}:
+        entries = _with_arguments(seen(postfix, service, name).replace("$", "$$"))
+    kept = [changes.get(entry.replace("$$", "$"), entry) for entry in entries]
+    found = [first, *(entry for entry in kept if entry not in (first, last)), last]
+    return ", ".join(filter(None, found))
+
+
+def _with_arguments(value: str) -> list[str]:
+    """Return the entries of a list, check_… and what it asks being one."""
+    found: list[str] = []
+    for entry in split(value):
+        if found and re.fullmatch(TAKES_ARGUMENT, found[-1].split()[-1]):
+            found[-1] += f" {entry}"
+        else:
+            found.append(entry)
+    return found

@@ -3,16 +3,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from gatepost.admin.doctor import postfix_entries as entries
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, command, error, info, ok, warning
-from gatepost.admin.doctor.postfix import SETUP, asks, our_milter, wire
-from gatepost.admin.doctor.postfix_addresses import WITH_ORCPT, filtered
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    edit,
+    error,
+    info,
+    instance,
+    ok,
+    reload_postfix,
+    warning,
+)
+from gatepost.admin.doctor.postfix import asks, our_milter, setup, wire
 from gatepost.admin.doctor.postfix_entries import postconf
 from gatepost.admin.doctor.postfix_policy import DATA, RCPT, RELAY
+from gatepost.admin.postfix.command_filter import WITH_ORCPT, filtered
 from gatepost.admin.postfix.config import Service
 from gatepost.admin.postfix.hop import BEHIND_FILTER
+from gatepost.admin.postfix.relaying import restrictions
 from gatepost.relay import RuleSet
 from gatepost.service.srs_config import ReverseBy
 
@@ -41,7 +55,7 @@ def _judged_again(circumstances: Circumstances, service: Service) -> Iterator[Fi
         yield error(
             f"{service.key}: takes mail back from a content filter, and has gatepost's milter",
             _WHY["smtpd_milters"],
-            *_override(circumstances, service, "smtpd_milters", ", ".join(item.text for item in others)),
+            *_override(circumstances, service, "smtpd_milters", ",".join(item.text for item in others)),
         )
     value = postfix.effective(service, "smtpd_command_filter")
     if circumstances.config.egress and "ORCPT" not in filtered(postfix, value, WITH_ORCPT):
@@ -60,8 +74,10 @@ def _judged_again(circumstances: Circumstances, service: Service) -> Iterator[Fi
 
 
 def _override(circumstances: Circumstances, service: Service, name: str, value: str) -> list[str]:
-    option = entries.directory(circumstances)
-    return [f"postconf{option} -P '{service.key}/{name}={value}'", f"postfix{option} reload"]
+    option = instance(circumstances)
+    if re.search(r"\s", value):  # which -P refuses
+        return [setup(circumstances)]
+    return [f"postconf{option} -P '{service.key}/{name}={value}'", reload_postfix(circumstances)]
 
 
 def proxy_filter(circumstances: Circumstances) -> Iterator[Finding]:
@@ -74,8 +90,8 @@ def proxy_filter(circumstances: Circumstances) -> Iterator[Finding]:
             yield error(
                 f'{service.key}: smtpd_proxy_filter = {proxy}, and srs.reverse is "redirect"',
                 "Before a proxy filter Postfix heeds no REDIRECT: bounces do not reach the original senders.",
-                f'{config.path}: [srs] reverse = "map"',
-                command(circumstances, SETUP),
+                edit(circumstances, '[srs] reverse = "map"'),
+                setup(circumstances),
             )
         if not proxy or our_milter(circumstances, service) is None:
             continue
@@ -83,21 +99,29 @@ def proxy_filter(circumstances: Circumstances) -> Iterator[Finding]:
             yield error(
                 f'{service.key}: smtpd_proxy_filter = {proxy}, and relay.requirements is "legacy"',
                 "Before a proxy filter Postfix shows milters no headers (MILTER_README), so From is never seen.",
-                f'{config.path}: [relay] requirements = "2023-11-01"',
+                edit(circumstances, '[relay] requirements = "2023-11-01"'),
             )
         if config.egress is None:
             yield error(
                 f"{service.key}: smtpd_proxy_filter = {proxy}",
                 "Before a proxy filter Postfix lets milters change nothing (MILTER_README): the rule is enforced, and "
                 "no sender gets its SRS address. The egress hop gives it on the way out.",
-                command(circumstances, SETUP),
-                f"{config.path}: add [egress]",
+                setup(circumstances),
+                edit(circumstances, "add [egress]"),
             )
         else:
             yield ok(f"{service.key}: behind smtpd_proxy_filter the egress hop rewrites")
 
 
 # Certificates of clients
+
+
+def _certificate_of_its_own(circumstances: Circumstances) -> list[str]:
+    """Return how to give smtpd a certificate, without which it offers no TLS, where it has none."""
+    names = ("smtpd_tls_chain_files", "smtpd_tls_cert_file", "smtpd_tls_eccert_file")
+    if any(circumstances.postfix.expanded(name) not in ("", "none") for name in names):
+        return []
+    return postconf(circumstances, "smtpd_tls_chain_files", "KEY-AND-CERTIFICATE.pem")[:1]
 
 
 def client_certificates(circumstances: Circumstances) -> Iterator[Finding]:
@@ -117,9 +141,9 @@ def client_certificates(circumstances: Circumstances) -> Iterator[Finding]:
         yield error(
             f"no smtpd asks for certificates, and connectors are for {', '.join(names)}",
             (wanted.why if wanted else "") + " What these hosts send is refused.",
+            *_certificate_of_its_own(circumstances),
             *postconf(circumstances, "smtpd_tls_ask_ccert", "yes")[:1],
             *postconf(circumstances, "smtpd_tls_security_level", "may"),
-            "# beside smtpd_tls_cert_file, smtpd_tls_key_file and smtpd_tls_CAfile",
         )
         return
     found = list(_certificate_details(circumstances, asking))
@@ -160,8 +184,8 @@ def _certificate_details(circumstances: Circumstances, asking: list[Service]) ->
             f"smtpd_tls_fingerprint_digest = {digest}",
             wanted.why if wanted else "",
             *postconf(circumstances, "smtpd_tls_fingerprint_digest", "sha256")[:1],
-            f"postfix{entries.directory(circumstances)} reload",
-            "# the fingerprints in relay_clientcerts and check_ccert_access must become SHA-256, too",
+            reload_postfix(circumstances),
+            Edit("the fingerprints in relay_clientcerts and check_ccert_access must become SHA-256, too"),
         )
     without = [service for service in asking if not any(asks(circumstances, service, name) for name in (RELAY, RCPT))]
     if without and circumstances.config.relay.enforced_by == "milter":
@@ -169,10 +193,10 @@ def _certificate_details(circumstances: Circumstances, asking: list[Service]) ->
             f"{entries.named(without)}: clients are asked for certificates, and policyd is not asked",
             "policyd tells the milter which certificate a client has: without it only its subject CN counts, not the "
             "names in its SAN.",
-            command(circumstances, SETUP),
+            setup(circumstances),
         )
     permits = ("permit_tls_clientcerts", "permit_tls_all_clientcerts", "check_ccert_access")
-    relays = (item.name for service in asking for item in entries.restrictions(postfix, service, RELAY))
+    relays = (item.name for service in asking for item in restrictions(postfix, service, RELAY))
     if circumstances.config.relay.enforced_by == "milter" and not set(permits) & set(relays):
         yield info(
             f"{RELAY} has no permit_tls_clientcerts",

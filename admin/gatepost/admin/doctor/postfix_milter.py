@@ -8,12 +8,15 @@ from typing import Optional
 
 from gatepost.admin.doctor import postfix_entries as entries
 from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, warning
-from gatepost.admin.doctor.postfix import once_wired, our_milter, wire
+from gatepost.admin.doctor.postfix import mended, once_wired, our_milter, wire
 from gatepost.admin.doctor.postfix_entries import Entry, postconf
-from gatepost.admin.postfix.config import Service
+from gatepost.admin.postfix.config import PostfixError, Service
+from gatepost.admin.postfix.tables import Tables
 
 _PASSING = ("tempfail", "shutdown")
 """Milter default actions that make a client try again."""
+_STRANGERS = ("240.0.0.1", "3fff:ffff::1")
+"""Addresses that no host has: what a table says of them it says of everybody."""
 _ACTIONS = {
     "accept": "While gatepost is away, be it for a restart, all mail passes unjudged and unrewritten.",
     "reject": "While gatepost is away, be it for a restart, mail is refused for good and bounces at its senders.",
@@ -35,17 +38,19 @@ def milter(circumstances: Circumstances) -> Iterator[Finding]:
         named = f'is "{value}"' if value else "is empty"
         if similar:
             named = f"has {', '.join(similar)}, where gatepost does not listen ({circumstances.config.milter.listen})"
+        new = entries.edited(postfix, "smtpd_milters", dict.fromkeys(similar, ""), service, first=wanted.value)
+        commands = (postconf if similar else mended)(circumstances, "smtpd_milters", new, service)
         yield error(
             f"{service.key}: smtpd_milters {named}",
             f"{wanted.why} What comes in here is neither judged nor rewritten.",
-            *postconf(circumstances, "smtpd_milters", entries.in_front(wanted.value, value, similar), service),
+            *commands,
         )
     with_it = [service for service in services if service not in without]
     for service in with_it:
         options = postfix.effective_entries(service, "receive_override_options")
         if "no_milters" in options:
             without.append(service)
-            kept = ",".join(option for option in options if option != "no_milters")
+            kept = entries.edited(postfix, "receive_override_options", {"no_milters": ""}, service).replace(", ", ",")
             yield error(
                 f"{service.key}: receive_override_options has no_milters",
                 "What comes in here is neither judged nor rewritten.",
@@ -55,10 +60,34 @@ def milter(circumstances: Circumstances) -> Iterator[Finding]:
     if with_it:
         yield ok(f"smtpd_milters has gatepost: {entries.named(with_it)}")
     for service in with_it:
-        exceptions = postfix.effective(service, "smtpd_milter_maps")
-        if exceptions:
+        yield from _exceptions(circumstances, service)
+
+
+def _exceptions(circumstances: Circumstances, service: Service) -> Iterator[Finding]:
+    """Yield what smtpd_milter_maps has: milters for some clients in place of those in smtpd_milters."""
+    tables, chrooted = Tables(circumstances.postfix), circumstances.postfix.is_chrooted(service)
+    for table in circumstances.postfix.effective_entries(service, "smtpd_milter_maps"):
+        try:
+            answers = [tables.query(table, address) for address in _STRANGERS]
+        except PostfixError:
+            answers = []
+        for answer in filter(None, answers):
+            others = entries.milters(answer)
+            if not any(entries.is_milter(circumstances, item, chrooted=chrooted) for item in others):
+                yield error(
+                    f"{service.key}: smtpd_milter_maps: {table} says {answer} for every client",
+                    "It wins over smtpd_milters: nobody's mail passes gatepost.",
+                    *postconf(
+                        circumstances,
+                        "smtpd_milter_maps",
+                        entries.edited(circumstances.postfix, "smtpd_milter_maps", {table: ""}, service),
+                        service,
+                    ),
+                )
+                break
+        else:
             yield info(
-                f"{service.key}: smtpd_milter_maps = {exceptions}",
+                f"{service.key}: smtpd_milter_maps = {table}",
                 "For the clients in it Postfix asks other milters than those in smtpd_milters, or none.",
             )
 
@@ -68,25 +97,44 @@ def _similar_milter(circumstances: Circumstances, service: Service, entry: Entry
 
 
 def milter_for_sendmail_command(circumstances: Circumstances) -> Iterator[Finding]:
-    """Whether mail from sendmail(1) passes the milter."""
+    """Whether mail from sendmail(1) passes the milter: cleanup(8) has it, and pickup(8) does not leave it out."""
     wanted = wire(circumstances, "non_smtpd_milters")
     if wanted is None:
         return
-    value = circumstances.postfix.expanded("non_smtpd_milters")
-    if _for_sendmail_command(circumstances):
-        yield ok("non_smtpd_milters has gatepost")
-    else:
-        yield warning(
-            f'non_smtpd_milters is "{value}", without gatepost' if value else "non_smtpd_milters is empty",
-            f"{wanted.why} Without it such mail leaves with the sender that it came with.",
-            *postconf(circumstances, "non_smtpd_milters", entries.in_front(wanted.value, value)),
+    postfix, name = circumstances.postfix, "non_smtpd_milters"
+    found = []
+    for cleanup in entries.unique(entries.cleanup_of(postfix, item) for item in entries.pickups(postfix)):
+        if _for_sendmail_command(circumstances, cleanup):
+            continue
+        value = entries.seen(postfix, cleanup, name)
+        where = f"{cleanup.key}: " if cleanup and name in cleanup.overrides else ""
+        found.append(
+            warning(
+                where + (f'{name} is "{value}", without gatepost' if value else f"{name} is empty"),
+                f"{wanted.why} Without it such mail leaves with the sender that it came with.",
+                *mended(circumstances, name, entries.edited(postfix, name, {}, cleanup, first=wanted.value), cleanup),
+            )
         )
+    for service in entries.pickups(postfix):
+        if "no_milters" in postfix.effective_entries(service, "receive_override_options"):
+            new = entries.edited(postfix, "receive_override_options", {"no_milters": ""}, service).replace(", ", ",")
+            found.append(
+                warning(
+                    f"{service.key}: receive_override_options has no_milters",
+                    "Mail from sendmail(1) leaves with the sender that it came with.",
+                    *postconf(circumstances, "receive_override_options", new, service),
+                )
+            )
+    yield from found
+    if not found:
+        yield ok("non_smtpd_milters has gatepost")
 
 
-def _for_sendmail_command(circumstances: Circumstances) -> Optional[Entry]:
-    """Return gatepost's entry in non_smtpd_milters."""
-    chrooted = entries.cleanup_is_chrooted(circumstances.postfix)
-    milters = entries.milters(circumstances.postfix.expanded("non_smtpd_milters"))
+def _for_sendmail_command(circumstances: Circumstances, cleanup: Optional[Service]) -> Optional[Entry]:
+    """Return gatepost's entry in non_smtpd_milters as *cleanup* has it."""
+    postfix = circumstances.postfix
+    chrooted = cleanup is not None and postfix.is_chrooted(cleanup)
+    milters = entries.milters(entries.seen(postfix, cleanup, "non_smtpd_milters"))
     return next((item for item in milters if entries.is_milter(circumstances, item, chrooted=chrooted)), None)
 
 
@@ -101,7 +149,7 @@ def milter_default_action(circumstances: Circumstances) -> Iterator[Finding]:
             used.append((service, action))
             if action not in _PASSING:
                 yield _bad_action(circumstances, "smtpd_milters", entry, action, service)
-    local = _for_sendmail_command(circumstances)
+    local = _for_sendmail_command(circumstances, postfix.service("cleanup", "unix"))
     if local:
         action = local.option("default_action") or postfix.expanded("milter_default_action")
         if action not in (*_PASSING, *(action for _, action in used)):
@@ -117,13 +165,10 @@ def _bad_action(
 ) -> Finding:
     postfix = circumstances.postfix
     own = entry.option("default_action")
-    value = postfix.effective(service, name) if service else postfix.expanded(name)
-    others = entries.milters(value)
-    if own or len(others) > 1:  # what the others' milters are to do may be meant so
+    if own or len(entries.milters(entries.seen(postfix, service, name))) > 1:  # what the others are to do may be meant
         kept = [option for option in entry.options if not option.startswith("default_action")]
-        mended = f"{{ {', '.join([entry.address, *kept, 'default_action=tempfail'])} }}"
-        value = ", ".join(mended if item == entry else item.text for item in others)
-        commands = postconf(circumstances, name, value, service)
+        new = f"{{ {', '.join([entry.address, *kept, 'default_action=tempfail'])} }}"
+        commands = postconf(circumstances, name, entries.edited(postfix, name, {entry.text: new}, service), service)
     else:
         commands = postconf(circumstances, "milter_default_action", "tempfail", service)
     where = entry.text if own else f"milter_default_action = {action}"

@@ -8,45 +8,43 @@ from typing import Optional
 
 from gatepost.admin.doctor import postfix_entries as entries
 from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, warning
-from gatepost.admin.doctor.postfix import once_wired, sockets, topology, wire
-from gatepost.admin.doctor.postfix_entries import Restriction, postconf
-from gatepost.admin.postfix.config import Service, split
-from gatepost.admin.postfix.wiring import Topology
+from gatepost.admin.doctor.postfix import mended, once_wired, sockets, topology, wire
+from gatepost.admin.doctor.postfix_domains import lets_connectors_relay
+from gatepost.admin.doctor.postfix_entries import postconf
+from gatepost.admin.postfix.config import Service
+from gatepost.admin.postfix.relaying import GUARDS, Restriction, restrictions, sasl_only
+from gatepost.admin.postfix.wiring import AWAY, Topology
 
 RELAY, RCPT, DATA = "smtpd_relay_restrictions", "smtpd_recipient_restrictions", "smtpd_data_restrictions"
 _ENDING = ("reject_unauth_destination", "reject")
 _PUTTING_OFF = ("defer_unauth_destination", "defer", "defer_if_permit")
+_FOR_STRANGERS = ("reject_unauth_destination", "defer_unauth_destination")
+_ACTION = "smtpd_policy_service_default_action"
 
 
 def _at(circumstances: Circumstances, service: Service, name: str) -> tuple[list[Restriction], Optional[int]]:
     """Return a restriction list of *service*, and where in it policyd is asked."""
     chrooted = circumstances.postfix.is_chrooted(service)
-    found = entries.restrictions(circumstances.postfix, service, name)
+    found = restrictions(circumstances.postfix, service, name)
     at = (index for index, item in enumerate(found) if entries.is_policy(circumstances, item, chrooted=chrooted))
     return found, next(at, None)
 
 
 def _asked_first(circumstances: Circumstances, service: Service, name: str) -> list[str]:
-    """Return the commands that put policyd first in a list."""
-    value = circumstances.postfix.effective(service, name)
-    policy = f"check_policy_service {sockets(circumstances).policyd}"
-    others = _without_policy(circumstances, value)
-    return postconf(circumstances, name, ", ".join([policy, others] if others else [policy]), service)
+    """Return the commands that put policyd first in a list: its entry as it is, else one in place of mistaken ones."""
+    items, at = _at(circumstances, service, name)
+    mistaken = [str(item) for item in items if _seems_ours(circumstances, item)]
+    ours = f"check_policy_service {sockets(circumstances).policyd}" if at is None else str(items[at])
+    gone = dict.fromkeys(mistaken if at is None else [ours], "")
+    value = entries.edited(circumstances.postfix, name, gone, service, first=ours)
+    return (postconf if gone else mended)(circumstances, name, value, service)
 
 
-def _without_policy(circumstances: Circumstances, value: str) -> str:
-    """Return a restriction list without gatepost's policy service, and without one that only seems to be."""
-    items, parts = split(value), []
-    while items:
-        item = items.pop(0)
-        if item.startswith("check_") and items:
-            argument = items.pop(0)
-            listens = circumstances.config.policyd.listen
-            if item == "check_policy_service" and entries.named_like_gatepost(circumstances, argument, listens):
-                continue
-            item = f"{item} {argument}"
-        parts.append(item)
-    return ", ".join(parts)
+def _seems_ours(circumstances: Circumstances, item: Restriction) -> bool:
+    entry = entries.policy(item)
+    return entry is not None and entries.named_like_gatepost(
+        circumstances, entry.address, circumstances.config.policyd.listen
+    )
 
 
 def policy(circumstances: Circumstances) -> Iterator[Finding]:
@@ -56,14 +54,16 @@ def policy(circumstances: Circumstances) -> Iterator[Finding]:
     services = entries.ingress(circumstances)
     missing = [found for service in services for found in _unasked(circumstances, service)]
     yield from missing
-    if services and not missing:
-        yield ok(f"policyd is asked: {entries.named(services)}")
+    asking = [item for item in services if any(_at(circumstances, item, name)[1] is not None for name in (RELAY, RCPT))]
+    if asking and not missing:
+        yield ok(f"policyd is asked: {entries.named(asking)}")
 
 
 def _unasked(circumstances: Circumstances, service: Service) -> Iterator[Finding]:
     enforces = circumstances.config.relay.enforced_by == "policyd"
     main, other = (RELAY, RCPT) if enforces else (RCPT, RELAY)
-    if _at(circumstances, service, main)[1] is None:
+    exempt = "authenticated" in circumstances.config.relay.exempt and sasl_only(circumstances.postfix, service, main)
+    if _at(circumstances, service, main)[1] is None and not (enforces and exempt):
         elsewhere = _at(circumstances, service, other)[1] is not None
         wanted = wire(circumstances, main)
         why = wanted.why if wanted else ""
@@ -89,12 +89,11 @@ def _unasked(circumstances: Circumstances, service: Service) -> Iterator[Finding
 
 def _mistaken(circumstances: Circumstances, service: Service, name: str) -> str:
     """Return, in words, the policy service of a list that seems to mean policyd and does not lead to it."""
-    listens = circumstances.config.policyd.listen
-    for item in entries.restrictions(circumstances.postfix, service, name):
-        if item.name != "check_policy_service":
-            continue
-        if entries.named_like_gatepost(circumstances, item.policy.address, listens):
-            return f": {item.policy.address} is not where it listens ({', '.join(map(str, listens))})"
+    listens = ", ".join(map(str, circumstances.config.policyd.listen))
+    for item in restrictions(circumstances.postfix, service, name):
+        entry = entries.policy(item)
+        if entry and _seems_ours(circumstances, item):
+            return f": {entry.address} is not where it listens ({listens})"
     return ""
 
 
@@ -129,7 +128,8 @@ def _order(circumstances: Circumstances, service: Service, *, enforces: bool) ->
                 judged if enforces and name == RELAY else unseen,
                 *_asked_first(circumstances, service, name),
             )
-        tables = [str(item) for item in items[:at] if item.name.startswith("check_") and item.name != _HELO]
+        checks = [item for item in items[:at] if item.name.startswith("check_") or item.table]
+        tables = [str(item) for item in checks if item.name != _HELO]
         if tables:
             yield info(
                 f"{service.key}: in {name} policyd stands behind {', '.join(tables)}",
@@ -137,19 +137,54 @@ def _order(circumstances: Circumstances, service: Service, *, enforces: bool) ->
                 *_asked_first(circumstances, service, name),
             )
         if enforces and name == RELAY:
-            yield from _behind(circumstances, service, [item.name for item in items[at + 1 :]])
+            yield from _refused_before(circumstances, service, items[:at])
+            yield from _behind(circumstances, service, items[at + 1 :])
+    if enforces:
+        yield from _refused_elsewhere(circumstances, service)
 
 
 _HELO = "check_helo_access"
 
 
-def _behind(circumstances: Circumstances, service: Service, names: list[str]) -> Iterator[Finding]:
+def _refused_before(circumstances: Circumstances, service: Service, items: list[Restriction]) -> Iterator[Finding]:
+    """Yield what refuses connectors' hosts before policyd can say OK."""
+    guards = [item.name for item in items if item.name in GUARDS]
+    if guards:
+        yield error(
+            f"{service.key}: in {RELAY} policyd stands behind {', '.join(guards)}",
+            "Whatever is for outside is refused there, before policyd can let a connector's host relay.",
+            *_asked_first(circumstances, service, RELAY),
+        )
+
+
+def _refused_elsewhere(circumstances: Circumstances, service: Service) -> Iterator[Finding]:
+    """Yield what refuses connectors' hosts in the other list that mail has to pass."""
+    items, at = _at(circumstances, service, RCPT)
+    before = [item.name for item in items[:at]]
+    guards = [name for name in before if name in _FOR_STRANGERS]
+    if not guards or _at(circumstances, service, RELAY)[1] is None:
+        return
+    permitted = "permit_mynetworks" in before[: before.index(guards[0])]
+    if not (permitted and lets_connectors_relay(circumstances, service)):
+        yield error(
+            f"{service.key}: {RCPT} has {guards[0]}",
+            f"Mail has to pass both lists: what policyd lets a connector's host relay in {RELAY} is refused here.",
+            *postconf(
+                circumstances,
+                RCPT,
+                entries.edited(circumstances.postfix, RCPT, dict.fromkeys(guards, ""), service),
+                service,
+            ),
+        )
+
+
+def _behind(circumstances: Circumstances, service: Service, items: list[Restriction]) -> Iterator[Finding]:
     """Yield what is wrong behind policyd, which says DUNNO to what is none of its business."""
+    names = [item.name for item in items]
     ending = next((name for name in names if name in (*_ENDING, *_PUTTING_OFF, "permit")), None)
-    value = ", ".join(
-        item for item in split(_joined(circumstances, service), ",") if item.strip() not in (*_PUTTING_OFF, "permit")
-    )
-    mended = postconf(circumstances, RELAY, f"{value}, reject_unauth_destination", service)
+    gone = {name: "" for name in names if name in (*_PUTTING_OFF, "permit")}
+    value = entries.edited(circumstances.postfix, RELAY, gone, service, last="reject_unauth_destination")
+    mended = postconf(circumstances, RELAY, value, service)
     if ending in _PUTTING_OFF:
         yield warning(
             f"{service.key}: {RELAY} ends in {ending}",
@@ -165,28 +200,29 @@ def _behind(circumstances: Circumstances, service: Service, names: list[str]) ->
         )
 
 
-def _joined(circumstances: Circumstances, service: Service) -> str:
-    return ",".join(map(str, entries.restrictions(circumstances.postfix, service, RELAY)))
-
-
 def default_action(circumstances: Circumstances) -> Iterator[Finding]:
     """What becomes of mail while policyd is away."""
     postfix = circumstances.postfix
     enforces = circumstances.config.relay.enforced_by == "policyd"
     fine: dict[str, list[Service]] = {}
+    told = set()
     for service in entries.ingress(circumstances):
         for name in (RELAY, RCPT, DATA):
             items, at = _at(circumstances, service, name)
             if at is None:
                 continue
-            own = items[at].policy.option("default_action")
-            action = own or postfix.effective(service, "smtpd_policy_service_default_action")
+            entry = entries.policy(items[at])
+            own = entry.option("default_action") if entry else ""
+            action = own or postfix.effective(service, _ACTION)
             word = action.split()[0].lower() if action else ""
             if word.startswith("4") or word.startswith("defer"):
                 fine.setdefault(action, []).append(service)
                 continue
             refuses = word.startswith("5") or word == "reject"
-            where = f"{name}: {items[at].policy.text}" if own else f"smtpd_policy_service_default_action = {action}"
+            where = f"{name}: {entry.text}" if entry and own else f"{_ACTION} = {action}"
+            if (service.key, where) in told:
+                continue
+            told.add((service.key, where))
             why = (
                 "While policyd is away, be it for a restart, all mail is refused for good."
                 if refuses
@@ -195,17 +231,23 @@ def default_action(circumstances: Circumstances) -> Iterator[Finding]:
                 else "While policyd is away forged SRS addresses pass, and the milter does not hear of certificates."
             )
             yield (error if refuses or enforces else warning)(
-                f"{service.key}: {where}",
-                why,
-                *postconf(
-                    circumstances,
-                    "smtpd_policy_service_default_action",
-                    "451 4.3.0 Service unavailable, try again later",
-                    service,
-                ),
+                f"{service.key}: {where}", why, *_putting_off(circumstances, service, name, items[at])
             )
     if fine:
         yield ok(f"policyd away: {', '.join(fine)}")
+
+
+def _putting_off(circumstances: Circumstances, service: Service, name: str, item: Restriction) -> list[str]:
+    """Return the commands after which mail is put off: of the entry where it has an action of its own."""
+    entry = entries.policy(item)
+    if entry is None or not entry.option("default_action"):
+        return postconf(circumstances, _ACTION, AWAY, service)
+    kept = [option for option in entry.options if "default_action" not in option]
+    options = [entry.address, *(f"{{ {option} }}" for option in kept), f"{{ default_action = {AWAY} }}"]
+    new = f"{item.name} {{ {', '.join(options)} }}"
+    return postconf(
+        circumstances, name, entries.edited(circumstances.postfix, name, {str(item): new}, service), service
+    )
 
 
 CHECKS = (

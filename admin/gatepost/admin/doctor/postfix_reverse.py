@@ -3,15 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Optional
 
 from gatepost.admin.doctor import postfix_entries as entries
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, warning
-from gatepost.admin.doctor.postfix import asks, lists_with, once_wired, sockets, wire
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Finding,
+    edit,
+    error,
+    info,
+    instance,
+    ok,
+    reload_postfix,
+    warning,
+)
+from gatepost.admin.doctor.postfix import asks, lists_with, mended, once_wired, sockets, wire
 from gatepost.admin.doctor.postfix_entries import REVERSE, postconf
 from gatepost.admin.postfix.config import Service, split
 from gatepost.service import rewriting
 from gatepost.service.srs_config import ReverseBy
+
+_OPTIONS = "receive_override_options"
 
 
 def reverse(circumstances: Circumstances) -> Iterator[Finding]:
@@ -55,7 +69,9 @@ def _reverse_map(circumstances: Circumstances) -> Iterator[Finding]:
             f"{parameter} {named}",
             "Bounces of rewritten mail do not reach the original senders: Postfix refuses them, for it knows no such "
             "recipient.",
-            *postconf(circumstances, parameter, entries.in_front(table, value, similar)),
+            *(postconf if similar else mended)(
+                circumstances, parameter, entries.edited(postfix, parameter, dict.fromkeys(similar, ""), first=table)
+            ),
         )
         return
     for name in there:
@@ -67,29 +83,52 @@ def _reverse_map(circumstances: Circumstances) -> Iterator[Finding]:
             yield warning(
                 f"{name}: gatepost's map stands behind {first}",
                 "A table before it that has an entry for the whole domain takes bounces away from gatepost.",
-                *postconf(circumstances, name, entries.in_front(ours, postfix.expanded(name))),
+                *mended(circumstances, name, entries.edited(postfix, name, {ours: ""}, first=ours)),
             )
-    yield from _mapped(circumstances)
+    yield from _mapped(circumstances, there)
 
 
-def _mapped(circumstances: Circumstances) -> Iterator[Finding]:
-    """Yield the smtpds behind which no address is mapped, however often a filter hands mail back."""
+def _mapped(circumstances: Circumstances, names: Sequence[str]) -> Iterator[Finding]:
+    """Yield where addresses are not looked up, however often a filter hands mail back: by smtpd, pickup or cleanup."""
     postfix = circumstances.postfix
 
-    def maps(service: Service) -> bool:
-        return "no_address_mappings" not in postfix.effective_entries(service, "receive_override_options")
+    def passes_on(service: Service) -> bool:
+        return "no_address_mappings" in postfix.effective_entries(service, _OPTIONS)
+
+    def looks_up(cleanup: Optional[Service]) -> bool:
+        tables = [table for name in names for table in entries.lookups(entries.seen(postfix, cleanup, name))]
+        return any(entries.is_map(circumstances, table, REVERSE) for table in tables)
 
     back = [service for service in postfix.smtpds if entries.takes_back(circumstances, service)]
-    for service in entries.ingress(circumstances):
-        later = bool(entries.filters(postfix, service)) and (not back or any(map(maps, back)))
-        if not maps(service) and not later:
-            options = postfix.effective_entries(service, "receive_override_options")
-            kept = ",".join(option for option in options if option != "no_address_mappings")
+    later = not back or any(not passes_on(item) and looks_up(entries.cleanup_of(postfix, item)) for item in back)
+    lacking: dict[str, Service] = {}
+    passing: dict[str, list[Service]] = {}
+    for service in (None, *entries.ingress(circumstances), *entries.pickups(postfix)):
+        if service and entries.filters(postfix, service) and later:
+            continue
+        cleanup = entries.cleanup_of(postfix, service)
+        if service and passes_on(service):
+            passing.setdefault(service.key if _OPTIONS in service.overrides else "", []).append(service)
+        elif cleanup and not looks_up(cleanup):
+            lacking[cleanup.key] = cleanup
+    for services in passing.values():
+        kept = entries.edited(postfix, _OPTIONS, {"no_address_mappings": ""}, services[0]).replace(", ", ",")
+        yield error(
+            f"{entries.named(services)}: {_OPTIONS} has no_address_mappings",
+            "Neither here nor behind a content filter are recipients looked up in maps, so bounces that come in "
+            "here do not get back to the original senders.",
+            *postconf(circumstances, _OPTIONS, kept, services[0]),
+        )
+    for cleanup in lacking.values():
+        for name in names:
+            value = postfix.effective(cleanup, name)
+            option = instance(circumstances)
+            remove = [f"postconf{option} -PX '{cleanup.key}/{name}'", reload_postfix(circumstances)]
             yield error(
-                f"{service.key}: receive_override_options has no_address_mappings",
-                "Neither here nor behind a content filter are recipients looked up in maps, so bounces that come in "
-                "here do not get back to the original senders.",
-                *postconf(circumstances, "receive_override_options", kept, service),
+                f'{cleanup.key}: {name} is "{value}", without gatepost\'s map reverse',
+                "cleanup(8) looks recipients up, by this list and not by that of main.cf: bounces that it gets do not "
+                "go back to the original senders.",
+                *(mended(circumstances, name, value, cleanup) if value else remove),
             )
 
 
@@ -103,7 +142,11 @@ def _reverse_milter(circumstances: Circumstances) -> Iterator[Finding]:
             f'internal_mail_filter_classes is "{" ".join(classes)}", and srs.reverse is "milter"',
             "Most bounces are made by this Postfix itself. Without the class bounce they pass no milter, so they do "
             "not reach the original senders.",
-            *postconf(circumstances, "internal_mail_filter_classes", " ".join([*classes, "bounce"])),
+            *postconf(
+                circumstances,
+                "internal_mail_filter_classes",
+                entries.edited(postfix, "internal_mail_filter_classes", {}, last="bounce"),
+            ),
         )
 
 
@@ -114,13 +157,13 @@ def _reverse_redirect(circumstances: Circumstances) -> Iterator[Finding]:
         if asks(circumstances, service, "smtpd_data_restrictions") is None
     ]
     for service in missing:
-        value = circumstances.postfix.effective(service, "smtpd_data_restrictions")
         policy = f"check_policy_service {sockets(circumstances).policyd}"
+        value = entries.edited(circumstances.postfix, "smtpd_data_restrictions", {}, service, first=policy)
         yield error(
             f'{service.key}: smtpd_data_restrictions does not ask policyd, and srs.reverse is "redirect"',
             "policyd leads a bounce back at DATA, when all recipients are known. Without that bounces do not reach the "
             "original senders.",
-            *postconf(circumstances, "smtpd_data_restrictions", f"{policy}, {value}".rstrip(", "), service),
+            *mended(circumstances, "smtpd_data_restrictions", value, service),
         )
     if not missing:
         yield ok("bounces come back by REDIRECT at DATA")
@@ -129,7 +172,7 @@ def _reverse_redirect(circumstances: Circumstances) -> Iterator[Finding]:
         yield warning(
             f'always_bcc is "{always}", and srs.reverse is "redirect"',
             "REDIRECT replaces all recipients, so bounces that are led back have no BCC copy.",
-            f'{circumstances.config.path}: srs.reverse = "map"',
+            edit(circumstances, 'srs.reverse = "map"'),
         )
 
 
@@ -142,11 +185,11 @@ def alias_domains(circumstances: Circumstances) -> Iterator[Finding]:
     domains = postfix.expanded("virtual_alias_domains")
     ours = [item.text for item in entries.lookups(domains) if entries.is_map(circumstances, item, REVERSE)]
     if ours:
-        others = ", ".join(item for item in split(domains) if item not in ours)
+        others = entries.edited(postfix, "virtual_alias_domains", dict.fromkeys(ours, ""))
         yield warning(
             f'virtual_alias_domains is "{postfix.value("virtual_alias_domains")}"',
             wanted.why,
-            *postconf(circumstances, "virtual_alias_domains", others),
+            *mended(circumstances, "virtual_alias_domains", others),
         )
     else:
         yield ok("virtual_alias_domains leaves gatepost out")

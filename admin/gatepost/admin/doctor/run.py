@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,11 +37,26 @@ from gatepost.admin.doctor import (
     sockets,
     spf,
     store,
+    units,
     upstream,
 )
-from gatepost.admin.doctor.model import RANK, AbsentError, Check, Circumstances, Finding, Severity, error, unknown
+from gatepost.admin.doctor.model import (
+    RANK,
+    AbsentError,
+    Check,
+    Circumstances,
+    Finding,
+    Severity,
+    called,
+    error,
+    unknown,
+)
 from gatepost.admin.postfix.config import PostfixConfig, PostfixError
+from gatepost.service import certificates as certificates_folder
+from gatepost.service.config import load
+from gatepost.service.snapshot import build
 from gatepost.service.tables import ConfigError
+from gatepost.srs import Keys
 
 CHECKS: tuple[Check, ...] = (
     *configuration.CHECKS,
@@ -63,6 +78,7 @@ CHECKS: tuple[Check, ...] = (
     *certificates.CHECKS,
     *own_certificates.CHECKS,
     *host.CHECKS,
+    *units.CHECKS,
     *keys.CHECKS,
     *store.CHECKS,
 )
@@ -72,13 +88,13 @@ CHECKS: tuple[Check, ...] = (
 def run(path: Path, *, config_directory: Optional[Path], addresses: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Check the configuration in *path* and its host, print what is found and return the exit status."""
     try:
-        snapshot, missing_secret = snapshot_with_placeholder(path)
+        circumstances = _circumstances(path, config_directory, addresses)
     except ConfigError as problems:
         found = list(_unusable(path, problems))
         status = os.EX_CONFIG
     else:
-        read = partial(PostfixConfig.read, config_directory)
-        found = findings(Circumstances(snapshot, time.time(), read, missing_secret=missing_secret, addresses=addresses))
+        checks = CHECKS if as_json or not sys.stderr.isatty() else _shown(CHECKS)
+        found = findings(circumstances, checks)
         status = exit_status(found)
     groups = {check.name: check.group for check in CHECKS}
     if as_json:
@@ -88,7 +104,38 @@ def run(path: Path, *, config_directory: Optional[Path], addresses: tuple[str, .
     return status
 
 
-def findings(circumstances: Circumstances, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+def _circumstances(path: Path, config_directory: Optional[Path], addresses: tuple[str, ...]) -> Circumstances:
+    """Raises ConfigError."""
+    now, closed = time.time(), False
+    try:
+        snapshot, missing_secret = snapshot_with_placeholder(path, now)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, PermissionError):
+            raise
+        config = load(path)  # so it is the secret that this user may not read
+        clients = certificates_folder.read(config.relay.certificate_folder)
+        snapshot, missing_secret = build(config, Keys([b"placeholder"]), now, clients), config.srs.secret_file
+        closed = True
+    return Circumstances(
+        snapshot,
+        now,
+        partial(PostfixConfig.read, config_directory),
+        missing_secret=missing_secret,
+        closed_secret=closed,
+        config_directory=config_directory,
+        addresses=addresses,
+    )
+
+
+def _shown(checks: Sequence[Check]) -> Iterator[Check]:
+    """Yield *checks*, and say on the terminal which one is under way: DNS and databases may take their time."""
+    for check in checks:
+        click.echo(f"\r{check.name:40}", nl=False, err=True)
+        yield check
+    click.echo(f"\r{'':40}\r", nl=False, err=True)
+
+
+def findings(circumstances: Circumstances, checks: Iterable[Check] = CHECKS) -> list[Finding]:
     """Return what *checks* find. One that breaks is a finding itself."""
     return [replace(finding, check=check.name) for check in checks for finding in _found(check, circumstances)]
 
@@ -117,6 +164,9 @@ def exit_status(found: Sequence[Finding]) -> int:
 def _unusable(path: Path, problems: ConfigError) -> Iterator[Finding]:
     why = "No daemon starts with it, and one that runs keeps the configuration from before. Nothing else was checked."
     for problem in problems.problems:
-        closed = problem.endswith(os.strerror(errno.EACCES))
-        remedy = "sudo gatepost doctor" if closed else f"gatepost -c {path} config check"
-        yield replace(error(problem, why, remedy), check=configuration.USABLE)
+        if isinstance(problems.__cause__, PermissionError):
+            finding = unknown(problem, "Nothing was checked.", f"sudo {called(path, 'doctor')}")
+        else:
+            remedy = "config check" if path.exists() else "config init"
+            finding = error(problem, why, called(path, remedy))
+        yield replace(finding, check=configuration.USABLE)

@@ -14,6 +14,10 @@ from gatepost.service.fields import Listen
 
 _SETUP = "setup sendmail --output /etc/mail/gatepost.m4   # then make sendmail.cf anew, and restart Sendmail"
 _NEEDED = ("forward", "reverse")
+_WITHOUT = {
+    "forward": "Aliases and .forward files send mail on with the sender that it came with, and it fails SPF.",
+    "reverse": "Bounces that this Sendmail makes itself do not reach the original senders.",
+}
 _BUILT_IN = ("host", "users")
 """Maps that Sendmail knows without a K line."""
 _USED = re.compile(r"\$\(\s*([\w.-]+)")
@@ -72,13 +76,13 @@ def _flags(circumstances: Circumstances, name: str, flags: str) -> Iterator[Find
         yield ok(f"Sendmail hands mail to the milter {name}, and puts it off while that is away (F=T)")
         return
     text = f"{circumstances.sendmail_cf}: milter {name} has F={flags}" if flags else f"milter {name} has no F=T"
-    yield error(
-        text,
-        "While gatepost is away, be it for a restart, all mail is refused for good."
-        if "R" in flags
-        else "While gatepost is away, be it for a restart, all mail passes unjudged and unrewritten.",
-        command(circumstances, _SETUP),
-    )
+    away = "While gatepost is away, be it for a restart,"
+    if "4" in flags:
+        yield ok(f"{text}: {away.lower()} Sendmail hangs up (421), and the client comes back")
+    elif "R" in flags:
+        yield error(text, f"{away} all mail is refused for good.", command(circumstances, _SETUP))
+    else:
+        yield error(text, f"{away} all mail passes unjudged and unrewritten.", command(circumstances, _SETUP))
 
 
 def maps(circumstances: Circumstances) -> Iterator[Finding]:
@@ -94,9 +98,7 @@ def maps(circumstances: Circumstances) -> Iterator[Finding]:
         if name not in ours:
             yield warning(
                 f"{circumstances.sendmail_cf} has no map {name} at {', '.join(map(str, listens))}",
-                "Aliases and .forward files send mail on with the sender that it came with, and it fails SPF."
-                if name == "forward"
-                else "Bounces that this Sendmail makes itself do not reach the original senders.",
+                _WITHOUT[name],
                 command(circumstances, _SETUP),
             )
     for name, options in ours.items():
@@ -107,8 +109,23 @@ def maps(circumstances: Circumstances) -> Iterator[Finding]:
                 command(circumstances, _SETUP),
             )
         yield from _options(circumstances, name, options)
-    if set(_NEEDED) <= set(ours):
+    asked = _asked(lines)
+    for name in _NEEDED:
+        if name in ours and name not in asked:
+            yield error(
+                f"{circumstances.sendmail_cf}: no rule asks the map {name}",
+                f"It is declared and not used. {_WITHOUT[name]}",
+                command(circumstances, _SETUP),
+            )
+    if set(_NEEDED) <= set(ours) & asked:
         yield ok("Sendmail asks gatepost's maps forward and reverse")
+
+
+def _asked(lines: Sequence[str]) -> set[str]:
+    """Return the maps that rules ask, in lower case."""
+    chained = [name for line in lines if line.startswith("K") for name in line.split()[2:]]  # of sequence and switch
+    ruled = [name for line in lines if line.startswith("R") for name in _USED.findall(line)]
+    return {name.lower() for name in (*chained, *ruled)}
 
 
 def _options(circumstances: Circumstances, name: str, options: Sequence[str]) -> Iterator[Finding]:

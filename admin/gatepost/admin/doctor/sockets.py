@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import shlex
 import socket
 import stat
 import struct
@@ -13,7 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Finding,
+    as_root,
+    edit,
+    error,
+    ok,
+    reload_daemons,
+    unknown,
+    warning,
+)
 from gatepost.admin.doctor.postfix import topology
 from gatepost.admin.setup import sockets as setup_sockets
 from gatepost.admin.setup.sockets import UnreachableError
@@ -52,7 +64,7 @@ def chroot(circumstances: Circumstances) -> Iterator[Finding]:
         yield error(
             str(unreachable),
             "To a chrooted daemon the queue directory is the root of all paths; it cannot open what is elsewhere.",
-            f'{circumstances.config.path}: listen = "unix:{postfix.queue_directory}/gatepost/…"',
+            edit(circumstances, f'listen = "unix:{postfix.queue_directory}/gatepost/…"'),
         )
     else:
         yield ok(f"within Postfix's reach: {', '.join(filter(None, (found.milter, found.policyd)))}")
@@ -83,7 +95,7 @@ def modes(circumstances: Circumstances) -> Iterator[Finding]:
     user = _User(name, account.pw_uid, account.pw_gid, group)
     for key, listen in _used(circumstances):
         if listen.path:
-            yield from _modes(key, Path(listen.path), user)
+            yield from _modes(circumstances, key, Path(listen.path), user)
 
 
 def _group_name(gid: int) -> str:
@@ -95,42 +107,44 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
-def _modes(key: str, path: Path, user: _User) -> Iterator[Finding]:
+def _modes(circumstances: Circumstances, key: str, path: Path, user: _User) -> Iterator[Finding]:
     try:
         found = path.stat()
         folders = [folder.stat() for folder in path.parents]
     except FileNotFoundError:
         return  # the check of who answers says so
     except PermissionError:
-        yield unknown(f"{key}: {path} could not be looked at", "Run gatepost doctor as root.")
+        yield unknown(f"{key}: {path} could not be looked at", "", as_root(circumstances))
         return
     closed = next((folder for folder, its in zip(path.parents, folders) if not _may(user, its, stat.S_IXUSR)), None)
     if closed:
         yield error(
             f"{key}: Postfix's user {user.name} may not enter {closed} ({_mode(closed)})",
             "Postfix cannot reach gatepost: mail is put off, and bounces wait in the queue.",
-            f"chgrp {user.group} {closed}",
-            f"chmod 2750 {closed}",
+            *_opened(user, closed, "2750"),
         )
     elif not _may(user, found, stat.S_IWUSR):
         yield error(
             f"{key}: Postfix's user {user.name} may not write to {path} ({_mode(path)})",
             "Postfix cannot reach gatepost: mail is put off, and bounces wait in the queue.",
-            f"chgrp {user.group} {path.parent}",
-            f"chmod 2750 {path.parent}",
-            f"chgrp {user.group} {path}",
-            f"chmod 0660 {path}",
+            *_opened(user, path.parent, "2750"),
+            *_opened(user, path, "0660"),
         )
     elif found.st_mode & stat.S_IWOTH and all(its.st_mode & stat.S_IXOTH for its in folders):
         yield warning(
             f"{key}: every user of this host may write to {path} ({_mode(path)})",
             "Any program here can pass itself off as Postfix: claim to be a client that may relay, and ask for the "
             "senders behind SRS addresses.",
-            f"chmod 2750 {path.parent}",
-            f"chmod 0660 {path}",
+            f"chmod 2750 {shlex.quote(str(path.parent))}",
+            f"chmod 0660 {shlex.quote(str(path))}",
         )
     else:
         yield ok(f"{path}: {user.name} may write to it")
+
+
+def _opened(user: _User, path: Path, mode: str) -> list[str]:
+    """Return the commands that open *path* to Postfix's group."""
+    return [f"chgrp {user.group} {shlex.quote(str(path))}", f"chmod {mode} {shlex.quote(str(path))}"]
 
 
 def _may(user: _User, its: os.stat_result, bit: int) -> bool:
@@ -157,18 +171,20 @@ def _mode(path: Path) -> str:
 def answers(circumstances: Circumstances) -> Iterator[Finding]:
     """Whether a daemon answers at each socket, in its protocol."""
     for key, listen in _used(circumstances):
+        if listen.path and not os.path.isdir(os.path.dirname(listen.path)):
+            continue  # the check of the folders says so
         daemon = "milter" if key.startswith("milter") else "policyd"
         service = f"systemctl restart gatepost-{daemon}"
         try:
             problem = _broken(circumstances, key, listen)
         except PermissionError:
-            yield unknown(f"{key}: {listen} may not be opened by this user", "Run gatepost doctor as root.")
+            yield unknown(f"{key}: {listen} may not be opened by this user", "", as_root(circumstances))
             continue
         except (FileNotFoundError, ConnectionRefusedError):
             yield error(
                 f"{key}: nobody listens at {listen}",
                 f"gatepost's {daemon} is not running, or listens elsewhere. Mail is put off until it is back.",
-                f"systemctl start gatepost-{daemon}",
+                service,  # which starts it where it does not run
                 f"journalctl -u gatepost-{daemon} -n 50",
             )
             continue
@@ -243,7 +259,7 @@ def in_force(circumstances: Circumstances) -> Iterator[Finding]:
         yield error(
             f"policyd does not bring an address back that {circumstances.config.srs.secret_file} signs: {back}",
             "The running daemons have other keys or another configuration than the files: bounces may fail.",
-            "systemctl reload gatepost.target",
+            reload_daemons(circumstances),
             "journalctl -u gatepost-policyd -n 20",
         )
         return
@@ -253,7 +269,7 @@ def in_force(circumstances: Circumstances) -> Iterator[Finding]:
             f"policyd answers {way_out.strip()} where {circumstances.config.path} says {meant} (map egress)",
             "The running daemons have another configuration than the file: it was changed and not loaded, or could not "
             "be.",
-            "systemctl reload gatepost.target",
+            reload_daemons(circumstances),
             "journalctl -u gatepost-policyd -n 20",
         )
         return

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import spf
 
-from gatepost.admin.doctor.addresses import OPTION, Outgoing, outgoing, passed_on
+from gatepost.admin.doctor.addresses import Outgoing, outgoing, passed_on, telling
 from gatepost.admin.doctor.dns import each, srs_domains
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import Check, Circumstances, Edit, Finding, error, info, ok, unknown, warning
 from gatepost.relay import enumeration
 from gatepost.service.spf import Lookups, check_host
 
 _NOWHERE = "192.0.2.1"
-"""For documents only (RFC 5737): nobody's, so that all of a record is looked at."""
+"""For documents only (RFC 5737): nobody's, so that all of a record is looked at, and what covers it covers all."""
 _EXCHANGE = "Exchange Online"
 _EXCHANGE_RECORD = "spf.protection.outlook.com"
 _RECORD = re.compile(rb"v=spf1(?: |$)", re.IGNORECASE)
@@ -31,7 +31,7 @@ def spf_records(circumstances: Circumstances) -> Iterator[Finding]:
     if not domains:
         return
     by_exchange = circumstances.config.upstream is not None
-    through = passed_on(circumstances)
+    through = "" if circumstances.config.srs.outgoing_addresses else passed_on(circumstances)
     if through:
         sending = Outgoing(hidden=f"mail leaves through {through}, whose addresses count")
     else:
@@ -48,7 +48,7 @@ def spf_records(circumstances: Circumstances) -> Iterator[Finding]:
         yield unknown(
             f"whether SPF lets mail leave from here is not known: {sending.hidden}",
             "Where a record does not cover the address, mail with an SRS address does not pass SPF.",
-            OPTION,
+            *telling(circumstances),
         )
 
 
@@ -73,23 +73,23 @@ def _spf(domain: str, senders: Mapping[str, str], lookups: Lookups) -> Iterator[
             yield _in_error(domain, record, words.replace(_PYSPF, ""))
             return
         results.setdefault(result, []).append(senders.get(address, ""))
-    every = _ALL.search(record)
-    if every and every[1] in ("", "+"):
+    if check_host(_NOWHERE, domain, lookups)[0] == "pass":
         yield warning(
             f"{domain}: its SPF record covers every host of the world: {record}",
             "Anybody can send in its name, and some receivers count such a record as none.",
-            f'in DNS: {domain}. IN TXT "v=spf1 {added} -all"',
+            Edit(f'in DNS: {domain}. IN TXT "v=spf1 {added} -all"'),
         )
         return
     if not senders:
         yield ok(f"{domain}: its SPF record has no error: {record}")
         return
     yield from (_judged(domain, record, result, names) for result, names in results.items())
+    every = _ALL.search(record)
     if every and every[1] == "?":
         yield info(
             f"{domain}: its SPF record leaves other hosts open: {record}",
             "Receivers cannot tell what is forged in its name.",
-            f"in DNS: -all in place of ?all in the SPF record of {domain}",
+            Edit(f"in DNS: -all in place of ?all in the SPF record of {domain}"),
         )
 
 
@@ -99,12 +99,12 @@ def _not_one(domain: str, records: Sequence[str], added: str) -> Finding:
             f"{domain} has no SPF record",
             "SRS gives mail a sender in this domain so that SPF passes. Without a record receivers that want SPF or "
             "DKIM, as Gmail does, may refuse it.",
-            f'in DNS: {domain}. IN TXT "v=spf1 {added} -all"',
+            Edit(f'in DNS: {domain}. IN TXT "v=spf1 {added} -all"'),
         )
     return error(
         f"{domain} has {len(records)} SPF records: {enumeration(records)}",
         "To receivers that is an error (RFC 7208, 4.5): nothing with an SRS address in it passes SPF.",
-        f'in DNS: one TXT record of {domain} that begins with "v=spf1", with all that must be in it',
+        Edit(f'in DNS: one TXT record of {domain} that begins with "v=spf1", with all that must be in it'),
     )
 
 
@@ -114,9 +114,10 @@ def _in_error(domain: str, record: str, words: str) -> Finding:
         return error(
             f"{domain}: its SPF record takes more than 10 DNS look-ups: {record}",
             why,
-            f"in DNS: in the SPF record of {domain}, ip4: and ip6: in place of include:, a, mx and redirect=",
+            Edit(f"in DNS: in the SPF record of {domain}, ip4: and ip6: in place of include:, a, mx and redirect="),
         )
-    return error(f"{domain}: its SPF record is wrong: {words}: {record}", why, f"in DNS: mend the record of {domain}")
+    mend = Edit(f"in DNS: mend the record of {domain}")
+    return error(f"{domain}: its SPF record is wrong: {words}: {record}", why, mend)
 
 
 def _judged(domain: str, record: str, result: str, names: list[str]) -> Finding:
@@ -126,7 +127,7 @@ def _judged(domain: str, record: str, result: str, names: list[str]) -> Finding:
     return finding(
         f"{domain}: SPF says {result} of mail from {enumeration(names)}: {record}",
         "What leaves with an SRS address in this domain does not pass SPF, and is refused or taken for spam.",
-        f"in DNS: in front in the SPF record of {domain}: {' '.join(map(_mechanism, names))}",
+        Edit(f"in DNS: in front in the SPF record of {domain}: {' '.join(map(_mechanism, names))}"),
     )
 
 

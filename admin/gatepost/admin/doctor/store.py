@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional, TypeVar
 
@@ -14,7 +16,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gatepost.admin.configuration import become_owner, resign_ownership
 from gatepost.admin.doctor.dns import each, exchanges, srs_domains
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import (
+    Check,
+    Circumstances,
+    Edit,
+    Finding,
+    as_root,
+    called,
+    edit,
+    error,
+    info,
+    installing,
+    ok,
+    unknown,
+    warning,
+)
 from gatepost.relay import enumeration
 from gatepost.service import exporter, schema
 from gatepost.service.config import Config
@@ -64,18 +80,19 @@ def store(circumstances: Circumstances) -> Iterator[Finding]:
     try:
         version, found = _asked(config, lambda connection: (_version(connection), list(_server(connection))))
     except PermissionError:
-        yield unknown(f"{file} cannot be read", "", f"ls -l {file}", "sudo gatepost doctor")
+        yield unknown(f"{file} cannot be read", "", f"ls -l {shlex.quote(str(file))}", as_root(circumstances))
         return
     except StoreError as failure:
         away = f"{_AWAY_COMPACT} {_AWAY}" if config.srs.reverses(COMPACT) else _AWAY
-        yield error(f"the store {url} cannot be asked: {failure}", away, _look_at(config))
+        circumstances.store_failed = True
+        yield error(f"the store {url} cannot be asked: {failure}", away, *_look_at(config))
         return
     yield from found
     if version > schema.VERSION:
         yield error(
             f"the tables of {url} are of version {version}, and this gatepost knows version {schema.VERSION}",
             f"A newer gatepost has changed them; this one does not use the store. {_AWAY}",
-            "apt install gatepost   # the same release on all hosts that share the store",
+            f"{installing('gatepost')}   # the same release on all hosts that share the store",
         )
     elif version == 0:
         yield info(f"{url} has no tables yet", "The first record or compact address makes them.")
@@ -95,7 +112,7 @@ def judged_file_system(config: Config, file: Path, kind: str) -> Iterator[Findin
         yield error(
             f"{file} is on a network file system ({kind})",
             "SQLite's locks do not hold there: the file can be damaged, and several hosts damage it for certain.",
-            f'{config.path}: [store] url = "postgresql://gatepost@db.example/gatepost"',
+            Edit(f'{config.path}: [store] url = "postgresql://gatepost@db.example/gatepost"'),
         )
 
 
@@ -129,22 +146,24 @@ def judged_server(number: int, encoding: str, standby: bool) -> Iterator[Finding
         yield error(
             "PostgreSQL is a standby, which cannot be written",
             f"{_AWAY_COMPACT} {_AWAY}",
-            "gatepost.toml: [store] url, with the host of the primary server",
+            Edit("gatepost.toml: [store] url, with the host of the primary server"),
         )
 
 
-def _look_at(config: Config) -> str:
+def _look_at(config: Config) -> list[str]:
     file = sqlite_file(config)
-    return (
-        f"ls -l {file}*; df -h {file.parent}" if file else f'psql "{without_password(config.store_url)}" -c "SELECT 1"'
-    )
+    if file:
+        return [f"ls -l {shlex.quote(str(file))}*; df -h {shlex.quote(str(file.parent))}"]
+    if find_spec("psycopg2") is None:
+        return [installing("python3-psycopg2")]
+    return [f"psql {shlex.quote(without_password(config.store_url))} -c 'SELECT 1'"]
 
 
 def ledger(circumstances: Circumstances) -> Iterator[Finding]:
     """Whether the ledger has room for the days that it is to keep, and no record of the future."""
     config = circumstances.config
     file = sqlite_file(config)
-    if not config.ledger.days or (file and not file.exists()):
+    if not config.ledger.days or (file and not file.exists()) or circumstances.store_failed:
         return
 
     def look(connection: sa.engine.Connection) -> Optional[tuple[int, float, float]]:
@@ -178,7 +197,7 @@ def judged_ledger(config: Config, now: float, rows: int, newest: float, oldest: 
         yield info(
             f"the ledger has {rows} of {config.ledger.rows} rows, and {days:.0f} of {config.ledger.days} days",
             "Where it is full, the oldest go first: reports do not reach back as far as ledger.days says.",
-            f"{config.path}: [ledger] rows = {config.ledger.rows * 2}",
+            Edit(f"{config.path}: [ledger] rows = {config.ledger.rows * 2}"),
         )
     else:
         yield ok(f"the ledger has {rows} rows, since {_moment(oldest)}")
@@ -193,7 +212,7 @@ def backlog(circumstances: Circumstances) -> Iterator[Finding]:
         waiting = spooled_bytes(config.ledger_folder) if config.ledger_folder.is_dir() else 0
         loaded = (config.ledger_folder / LOADED_NAME).stat().st_mtime
     except PermissionError:
-        yield unknown(f"{config.ledger_folder} cannot be read by this user", "", "sudo gatepost doctor")
+        yield unknown(f"{config.ledger_folder} cannot be read by this user", "", as_root(circumstances))
         return
     except FileNotFoundError:
         loaded = circumstances.now  # nothing was ever recorded here
@@ -215,7 +234,7 @@ def judged_backlog(config: Config, waiting_bytes: int, behind_s: float, notes: l
         yield warning(
             f"{told}{behind}",
             f"No daemon loads them, or the store does not take them. Reports are short of them; at the limit {lost}.",
-            "gatepost status",
+            called(config.path, "status"),
             look,
         )
     else:
@@ -239,8 +258,8 @@ def shared(circumstances: Circumstances) -> Iterator[Finding]:
             warning(
                 f"{domain} has the MX {enumeration(hosts)}, and compact addresses are in an SQLite file of this host",
                 "A bounce to a compact address that comes in elsewhere is refused there: its token is not known.",
-                f'{config.path}: [store] url = "postgresql://gatepost@db.example/gatepost", the same on all of them',
-                f'{config.path}: or [srs] form = "long"',
+                edit(circumstances, '[store] url = "postgresql://gatepost@db.example/gatepost", the same on all'),
+                edit(circumstances, 'or [srs] form = "long"'),
             )
         ]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gatepost.admin.doctor.addresses import OPTION, is_own, outgoing
+from gatepost.admin.doctor.addresses import is_own, outgoing, telling
 from gatepost.admin.doctor.dns import EXCHANGE_ONLINE, addresses_of, each, exchanges, here_of
-from gatepost.admin.doctor.model import Check, Circumstances, Finding, error, info, ok, unknown, warning
+from gatepost.admin.doctor.model import Check, Circumstances, Edit, Finding, error, info, ok, unknown, warning
 from gatepost.admin.doctor.postfix_entries import postconf
 from gatepost.relay import enumeration
 from gatepost.service.spf import Lookups
@@ -54,13 +54,18 @@ def connector_address(circumstances: Circumstances) -> Iterator[Finding]:
             f"this host sends from {', '.join(wrong)}, and upstream.sender_ip_addresses has {listed}",
             "Exchange Online takes it for a stranger, and refuses mail to outside: 550 5.7.64 TenantAttribution.",
             *_binding(circumstances, str(networks[0].network_address)),
-            f"Set-InboundConnector -Identity NAME -SenderIPAddresses {','.join([*map(str, networks), *wrong])}",
+            Edit(
+                "in Exchange Online: Set-InboundConnector -Identity NAME -SenderIPAddresses "
+                f"{','.join([*map(str, networks), *wrong])}"
+            ),
         )
     elif sending.addresses:
         yield ok(f"{', '.join(sending.addresses)} is in upstream.sender_ip_addresses")
     if sending.hidden:
         yield unknown(
-            f"whether {listed} is what Exchange Online sees of this host is not known: {sending.hidden}", "", OPTION
+            f"whether {listed} is what Exchange Online sees of this host is not known: {sending.hidden}",
+            "",
+            *telling(circumstances),
         )
 
 

@@ -224,9 +224,7 @@ def run(command: Sequence[str], folder: Optional[Path] = None, timeout_s: float 
     # MAIL_CONFIG counts for postconf without -c, as it does for a person who calls it.
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, cwd=folder, env=environment, timeout=timeout_s, check=False
-        )
+        done = subprocess.run(command, capture_output=True, cwd=folder, env=environment, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as error:
         raise PostfixError(f"{' '.join(command)}: no answer within {timeout_s:.0f} s") from error
     except OSError as error:

@@ -318,7 +318,8 @@ def past_the_hop(tables: Tables, gatepost: Config, table: str, hop: Hop) -> Iter
             return
         entries = [("every domain", value)] if value else []
     for key, value in entries:
-        domain = key.rpartition("@")[2].lstrip(".").lower()
+        name = key.rpartition("@")[2].lower()
+        domain = f"gatepost{name}" if name.startswith(".") else name  # .contoso.com is not contoso.com
         if (value.partition(":")[0] == hop.transport or leads_outside(tables.config, value)) and not is_inside(
             tables, gatepost, domain
         ):

@@ -336,16 +336,16 @@ def test_mode_that_was_made_stricter_after_apply_stays_after_undo(host: SetupHos
 
 
 def test_link_stays_and_the_file_that_it_leads_to_is_changed(host: SetupHost) -> None:
-    main_cf, elsewhere = host.directory / "main.cf", host.root / "shared/main.cf"
+    main_cf, elsewhere = host.directory / "main.cf", host.root / "common/main.cf"
     elsewhere.parent.mkdir()
     main_cf.rename(elsewhere)
-    main_cf.symlink_to("../../shared/main.cf")
+    main_cf.symlink_to("../../common/main.cf")
     before = elsewhere.read_bytes()
     host.setup("--apply")
-    assert os.readlink(main_cf) == "../../shared/main.cf"
+    assert os.readlink(main_cf) == "../../common/main.cf"
     assert b"unix:gatepost/milter.sock" in elsewhere.read_bytes()
     host.setup("--undo")
-    assert (os.readlink(main_cf), elsewhere.read_bytes()) == ("../../shared/main.cf", before)
+    assert (os.readlink(main_cf), elsewhere.read_bytes()) == ("../../common/main.cf", before)
 
 
 def test_edit_of_the_file_that_a_link_leads_to_is_not_lost(host: SetupHost) -> None:

@@ -26,6 +26,9 @@ from gatepost.service.store import Store
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key, Keys
 
+PLACEHOLDER = Keys([b"placeholder"])
+"""In place of the SRS keys, where something is only looked at."""
+
 
 @contextmanager
 def problems_reported() -> Iterator[None]:
@@ -73,13 +76,15 @@ def snapshot_with_placeholder(path: Path, now: Optional[float] = None) -> tuple[
     """
     config = load(path)
     at = time.time() if now is None else now
-    file, clients = config.srs.secret_file, certificates.read(config.relay.certificate_folder)
+    file = config.srs.secret_file
+    missing = None
     try:
-        return build(config, read_keys(file), at, clients), None
+        keys = read_keys(file)
     except ConfigError as error:
         if not secret_missing(error):
             raise
-    return build(config, Keys([b"placeholder"]), at, clients), file
+        keys, missing = PLACEHOLDER, file
+    return build(config, keys, at, certificates.read(config.relay.certificate_folder)), missing
 
 
 def load_usable_part(path: Path) -> tuple[Config, tuple[str, ...]]:

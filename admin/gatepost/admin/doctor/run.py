@@ -14,7 +14,7 @@ from typing import Optional
 
 import click
 
-from gatepost.admin.configuration import snapshot_with_placeholder
+from gatepost.admin.configuration import PLACEHOLDER, snapshot_with_placeholder
 from gatepost.admin.doctor import (
     bounces,
     certificates,
@@ -56,7 +56,6 @@ from gatepost.service import certificates as certificates_folder
 from gatepost.service.config import load
 from gatepost.service.snapshot import build
 from gatepost.service.tables import ConfigError
-from gatepost.srs import Keys
 
 CHECKS: tuple[Check, ...] = (
     *configuration.CHECKS,
@@ -114,7 +113,7 @@ def _circumstances(path: Path, config_directory: Optional[Path], addresses: tupl
             raise
         config = load(path)  # so it is the secret that this user may not read
         clients = certificates_folder.read(config.relay.certificate_folder)
-        snapshot, missing_secret = build(config, Keys([b"placeholder"]), now, clients), config.srs.secret_file
+        snapshot, missing_secret = build(config, PLACEHOLDER, now, clients), config.srs.secret_file
         closed = True
     return Circumstances(
         snapshot,

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -23,6 +24,7 @@ ROOTS = [str(TOP / name) for name in ("srs", "relay", "service", "milter", "poli
 sys.path[:0] = ROOTS
 
 from gatepost.service.database import Database  # noqa: E402
+from gatepost.service.reference import new_reference  # noqa: E402
 
 DAYS = 90
 CHUNK = 500_000
@@ -47,7 +49,7 @@ INSERT INTO ledger (
   sender_domain, sender_accepted, rewritten, forwarded_to, header_from, organization, connector, requirements,
   verdict_current, verdict_legacy, reason, action, size_bytes, message_id, subject)
 SELECT
-  printf('R%09d', m), 'user' || (i % 50021) || '@customer' || (i % 3001) || '.example', :start + m * :step, 'hub1',
+  reference(m), 'user' || (i % 50021) || '@customer' || (i % 3001) || '.example', :start + m * :step, 'hub1',
   printf('4C%08X', m), '', '192.0.2.' || (m % 40 + 1), 'app' || (m % 40 + 1) || '.contoso.com', '',
   'app' || (m % 211) || '@' || CASE WHEN kind < 25 THEN vendor ELSE 'contoso.com' END,
   CASE WHEN kind < 25 THEN vendor ELSE 'contoso.com' END, kind >= 25,
@@ -94,16 +96,17 @@ def measure(folder: Path, rows: int) -> None:
     print(f"rows exported: {sum(1 for _ in (folder / 'report.csv').open()) - 1:,}")
 
 
-def fill(path: Path, rows: int, start_time: float) -> None:
-    """Put *rows* rows into the store at *path*, straight, with no care for what a crash would leave."""
+def fill(path: Path, rows: int, start_time: float, days: float = DAYS) -> None:
+    """Put *rows* rows of *days* into the store at *path*, straight, with no care for what a crash would leave."""
     Database(f"sqlite:///{path}").open()
     connection = sqlite3.connect(path, isolation_level=None)
     if connection.execute("SELECT id FROM ledger LIMIT 1").fetchone():
         return
     for statement in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -1000000"):
         connection.execute(f"PRAGMA {statement}")
+    connection.create_function("reference", 1, reference)
     began = time.monotonic()
-    step = DAYS * 86400 / rows
+    step = days * 86400 / rows
     for first in range(0, rows, CHUNK):
         last = min(first + CHUNK, rows) - 1
         connection.execute(INSERT, {"first": first, "last": last, "start": start_time, "step": step})
@@ -112,6 +115,12 @@ def fill(path: Path, rows: int, start_time: float) -> None:
     connection.close()
     size = path.stat().st_size / 1e9
     print(f"\r{rows:,} rows made in {time.monotonic() - began:.0f} s, {size:.1f} GB")
+
+
+@lru_cache(maxsize=1)
+def reference(number: int) -> str:
+    """Return a new reference, or the last one for the recipients of the same message."""
+    return new_reference()
 
 
 def start(report_type: str, begin: datetime, end: datetime) -> list[str]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gatepost.srs import Address, AddressError
+from gatepost.srs import Address, AddressError, address
 
 
 @pytest.mark.parametrize(
@@ -150,3 +152,26 @@ def test_any_text_of_the_dangerous_characters_reads_back_as_written(text: str) -
         return
     assert Address.parse(str(address)) == address
     assert not set("\r\n\udc80") & set(str(address))
+
+
+PRINTABLE = "aZ09!#'*+-/=?^_`{|}~."
+REFUSED = "@\"\\ ,:;<>[]()\x00\x7f\x80é\u2028\ud800"
+
+
+@given(
+    st.builds(
+        "{}@{}".format,
+        st.text(st.sampled_from(PRINTABLE * 3 + REFUSED), max_size=8),
+        st.text(st.sampled_from("aZ09-_." * 5 + PRINTABLE + REFUSED), max_size=8),
+    )
+)
+@settings(deadline=None, max_examples=2000)
+def test_an_ordinary_address_passes_all_checks_and_is_written_as_it_is(text: str) -> None:
+    local, _, domain = text.rpartition("@")
+    if address._ORDINARY(text) is None:
+        return
+    assert re.fullmatch(address._LOCAL_PART, local)
+    assert re.fullmatch(address._DOMAIN, domain)
+    assert re.fullmatch(address._UNQUOTED, local)
+    assert address._written(local) == local
+    assert Address.parse(text) == Address(local, domain)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import base64
 import string
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from gatepost.srs import Address, AddressTooLong, Exchange, HashMismatch, Keys, SrsError
+from gatepost.srs.exchange import _message as message_of
+from gatepost.srs.exchange import base32
 
 EXCHANGE = Exchange(Keys([b"new secret", b"old secret"]))
 
@@ -180,3 +183,22 @@ def test_any_mailbox_and_srs_domain_are_rewritten_reversibly_or_an_srs_error(
     except SrsError:
         return
     assert EXCHANGE.reverse(Address.parse(str(srs)), day) == original
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(5, 52))
+@settings(deadline=None)
+def test_the_hash_is_the_start_of_the_digest_in_base32(digest: bytes, length: int) -> None:
+    assert base32(digest, length) == base64.b32encode(digest)[:length].decode().lower()
+
+
+@given(mailboxes, addresses, names)
+@example("a" * 65, Address("b" * 90, "c" * 70), "D" * 64)
+@example("A" * 64, Address("B" * 65, "\u212a.example"), "K" * 65)
+@settings(deadline=None, max_examples=500)
+def test_the_signed_message_is_its_lower_case_fields_with_their_lengths(
+    mailbox: str, original: Address, srs_domain: str
+) -> None:
+    fields = [mailbox, "CB", original.domain, original.local, srs_domain]
+    octets = [field.encode().lower() for field in fields]
+    expected = b"".join(len(field).to_bytes(4, "big") + field for field in octets)
+    assert message_of(mailbox, "CB", original, srs_domain) == expected

@@ -7,6 +7,8 @@ import hashlib
 import hmac
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gatepost.srs import Key, Keys
 
@@ -66,3 +68,9 @@ def test_keys_using_sha1_are_the_same_keys_with_another_digest() -> None:
 def test_order_of_the_list_counts_and_not_that_of_the_days() -> None:
     keys = Keys([Key(b"preferred", 20400), Key(b"younger", 20450)])
     assert keys.sign(b"text", 20500) == hmac.new(b"preferred", b"text", hashlib.sha256).digest()
+
+
+@given(st.binary(min_size=1, max_size=200), st.binary(max_size=300), st.sampled_from(["sha1", "sha256"]))
+@settings(deadline=None)
+def test_any_key_and_message_give_the_hmac_of_rfc_2104(secret: bytes, message: bytes, digest: str) -> None:
+    assert Keys([secret], digest).sign(message, 20500) == hmac.digest(secret, message, digest)

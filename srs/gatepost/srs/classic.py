@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from base64 import b64encode
+from binascii import b2a_base64
 from dataclasses import dataclass, field
 from typing import NamedTuple, Union
 
@@ -24,7 +24,7 @@ WHOLE_HASH = 27
 """Characters of a SHA-1 in base64 without its padding."""
 
 # Not re.IGNORECASE, which would take the long s (U+017F) for an s.
-_TAG = re.compile(r"[Ss][Rr][Ss]([01])[=+-]")
+_TAG = re.compile(r"[Ss][Rr][Ss][01][=+-]").match
 _TAG_LENGTH = 4
 
 # Hashes are compared without case, which receivers change (S8), and with both alphabets of base64 as one.
@@ -50,27 +50,32 @@ class Srs1(NamedTuple):
 
 def is_tagged(local: str) -> bool:
     """Return whether a local part begins with SRS0 or SRS1 in any case and any of the three separators."""
-    return _TAG.match(local) is not None
+    return _TAG(local) is not None
 
 
 def split(local: str) -> Union[Srs0, Srs1]:
     """Split a local part that begins with SRS0 or SRS1; the last field may hold ``=``. Raises NotSrs."""
-    tag = _TAG.match(local)
-    if tag is None:
+    fields = _fields(local)
+    return Srs1(*fields) if len(fields) == 3 else Srs0(*fields)
+
+
+def _fields(local: str) -> list[str]:
+    """Return the four fields of an SRS0 local part, the three of an SRS1. Raises NotSrs."""
+    if _TAG(local) is None:
         raise NotSrs("the local part does not begin with SRS0 or SRS1 and a separator")
-    if tag[1] == "1":
-        return _split_srs1(local[tag.end() :])
-    fields = local[tag.end() :].split("=", 3)
-    if len(fields) != 4 or not all(fields):
+    if local[3] == "1":
+        return _fields_of_srs1(local)
+    fields = local[_TAG_LENGTH + 1 :].split("=", 3)
+    if len(fields) != 4 or "" in fields:
         raise NotSrs("the fields behind SRS0 are not hash, timestamp, domain and user")
-    return Srs0(*fields)
+    return fields
 
 
-def _split_srs1(text: str) -> Srs1:
-    fields = text.split("=", 2)
-    if len(fields) != 3 or not all(fields):
+def _fields_of_srs1(local: str) -> list[str]:
+    fields = local[_TAG_LENGTH + 1 :].split("=", 2)
+    if len(fields) != 3 or "" in fields:
         raise NotSrs("the fields behind SRS1 are not hash, first host and the rest of its SRS0")
-    return Srs1(*fields)
+    return fields
 
 
 def wrapped(parts: Union[Srs0, Srs1]) -> Address:
@@ -136,14 +141,13 @@ class Classic:
         """
         if _same(original.domain, srs_domain):
             return original
-        tagged = is_tagged(original.local)
-        local = original.local if tagged else _written(original)
-        result = Address(self.forward_text(local, original.domain, srs_domain, day), srs_domain)
-        if tagged:
-            try:
-                wrapped(split(result.local))
-            except NotSrs as error:
-                raise AddressError(str(error)) from None
+        if not is_tagged(original.local):
+            return checked_length(Address(self._srs0(_written(original), original.domain, day), srs_domain))
+        result = Address(self._srs1(original.local, original.domain, day), srs_domain)
+        try:
+            wrapped(split(result.local))
+        except NotSrs as error:
+            raise AddressError(str(error)) from None
         return checked_length(result)
 
     def reverse(self, address: Address, day: int) -> Address:
@@ -174,43 +178,48 @@ class Classic:
             raise AddressError("the address has no domain")
         if _same(domain, srs_domain):
             return local
-        tag = _TAG.match(local)
-        if tag is None:
-            made = stamp(day)
-            return f"SRS0{self.separator}{self._sign(day, made, domain, local)}={made}={domain}={local}"
-        first_host, rest = domain, local[_TAG_LENGTH:]
-        if tag[1] == "1":
-            try:
-                _, first_host, rest = _split_srs1(local[tag.end() :])
-            except NotSrs as error:
-                raise AddressError(str(error)) from None
-        return f"SRS1{self.separator}{self._sign(day, first_host, rest)}={first_host}={rest}"
+        return self._srs1(local, domain, day) if is_tagged(local) else self._srs0(local, domain, day)
 
     def reverse_text(self, local: str, day: int) -> tuple[str, str]:
         """Return the written local part and the domain that an SRS local part stands for.
 
         day: days since 1970-01-01 UTC. Raises NotSrs; then HashMismatch; then Expired.
         """
-        parts = split(local)
-        if isinstance(parts, Srs1):
-            self._verify(parts.hash, parts.first_host, parts.rest)
-            return "SRS0" + parts.rest, parts.first_host
-        age_days = age(parts.stamp, day)
-        self._verify(parts.hash, parts.stamp, parts.domain, parts.user)
+        fields = _fields(local)
+        if len(fields) == 3:
+            given, first_host, rest = fields
+            self._verify(given, first_host + rest)
+            return "SRS0" + rest, first_host
+        given, made, domain, user = fields
+        age_days = age(made, day)
+        self._verify(given, made + domain + user)
         if age_days > self.validity_days:
             raise Expired(f"the timestamp is older than {self.validity_days} days, or in the future")
-        return parts.user, parts.domain
+        return user, domain
 
-    def _sign(self, day: int, *fields: str) -> str:
-        digest = self._sha1.sign(_message(fields), day)
-        return b64encode(digest, b"-_" if self.base64url else None)[: self.hash_length].decode()
+    def _srs0(self, local: str, domain: str, day: int) -> str:
+        made = stamp(day)
+        return f"SRS0{self.separator}{self._sign(made + domain + local, day)}={made}={domain}={local}"
 
-    def _verify(self, given: str, *fields: str) -> None:
+    def _srs1(self, local: str, domain: str, day: int) -> str:
+        first_host, rest = domain, local[_TAG_LENGTH:]
+        if local[3] == "1":
+            try:
+                _, first_host, rest = _fields_of_srs1(local)
+            except NotSrs as error:
+                raise AddressError(str(error)) from None
+        return f"SRS1{self.separator}{self._sign(first_host + rest, day)}={first_host}={rest}"
+
+    def _sign(self, text: str, day: int) -> str:
+        made = b2a_base64(self._sha1.sign(_message(text), day), newline=False)[: self.hash_length].decode()
+        return made.replace("+", "-").replace("/", "_") if self.base64url else made
+
+    def _verify(self, given: str, text: str) -> None:
         if not self.hash_minimum <= len(given) <= WHOLE_HASH:
             raise HashMismatch("the hash is too short or too long")
-        folded = _octets(given).translate(_FOLD)
-        for digest in self._sha1.digests(_message(fields)):
-            if hmac.compare_digest(folded, b64encode(digest)[: len(given)].translate(_FOLD)):
+        folded, message = _octets(given).translate(_FOLD), _message(text)
+        for mac in self._sha1.macs:
+            if hmac.compare_digest(folded, b2a_base64(mac(message))[: len(given)].translate(_FOLD)):
                 return
         raise HashMismatch("no key made this hash")
 
@@ -220,9 +229,9 @@ def _octets(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _message(fields: tuple[str, ...]) -> bytes:
-    return _octets("".join(fields)).lower()  # bytes.lower() changes A to Z only, as the others do
+def _message(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass").lower()  # bytes.lower() changes A to Z only, as the others do
 
 
 def _same(domain: str, other: str) -> bool:
-    return domain == other or _octets(domain).lower() == _octets(other).lower()
+    return len(domain) == len(other) and (domain == other or _octets(domain).lower() == _octets(other).lower())

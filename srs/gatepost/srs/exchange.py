@@ -18,12 +18,16 @@ from typing import NamedTuple, Optional
 from .address import Address
 from .errors import AddressError, AddressTooLong, Expired, HashMismatch, NotSrs
 from .keys import Keys
-from .stamp import age, stamp
+from .stamp import PAIRS, age, stamp
 
 MAX_ADDRESS_OCTETS = 254
 
 # Not re.IGNORECASE, which would take the long s (U+017F) for an s.
-_MARK = re.compile(r"\+[Ss][Rr][Ss]=")
+_MARK = re.compile(r"\+[Ss][Rr][Ss]=").search
+
+_LOWER_PAIRS = [pair.lower() for pair in PAIRS]
+# The prefixes of fields of up to 64 octets, which their encoding and bytes.lower() leave as they are: no A to Z.
+_PREFIXES = ["\0\0\0" + chr(octets) for octets in range(65)]
 
 
 class Parts(NamedTuple):
@@ -41,19 +45,20 @@ def split(local: str) -> Parts:
     The user is all that follows the domain, and may hold ``=``, ``+`` and ``+SRS=`` itself. Raises NotSrs,
     also for a space outside the user (S10). The characters of hash and stamp are for the caller to judge.
     """
-    mark = _MARK.search(local)
+    mark = _MARK(local)
     if mark is None:
         raise NotSrs("there is no +SRS= in the local part")
-    mailbox = local[: mark.start()]
-    hash_, *fields = local[mark.end() :].split("=", 3)
-    if len(fields) not in (1, 3):
+    start, end = mark.span()
+    mailbox, fields = local[:start], local[end:].split("=", 3)
+    if len(fields) not in (2, 4):
         raise NotSrs("the fields behind +SRS= are not hash, timestamp, domain and user")
+    hash_, made = fields[:2]
     if not mailbox or not hash_ or " " in mailbox or " " in hash_:
         raise NotSrs("the mailbox or the hash is empty or holds a space")
-    if len(fields) == 1:
-        return Parts(mailbox, hash_, fields[0], None)
+    if len(fields) == 2:
+        return Parts(mailbox, hash_, made, None)
     try:
-        return Parts(mailbox, hash_, fields[0], Address(fields[2], fields[1]))
+        return Parts(mailbox, hash_, made, Address(fields[3], fields[2]))
     except AddressError as error:
         raise NotSrs(f"the original is no address: {error}") from None
 
@@ -88,7 +93,7 @@ class Exchange:
         if not mailbox or "+" in mailbox or " " in mailbox:
             raise AddressError("the forwarding mailbox is empty or holds a + or a space")
         made = stamp(day)
-        hash_ = self._hash(self.keys.sign(_message(mailbox, made, original, srs_domain), day)).decode()
+        hash_ = base32(self.keys.sign(_message(mailbox, made, original, srs_domain), day), self.hash_length)
         return checked_length(Address(f"{mailbox}+SRS={hash_}={made}={original.domain}={original.local}", srs_domain))
 
     def reverse(self, address: Address, day: int) -> Address:
@@ -101,22 +106,30 @@ class Exchange:
         if original is None:
             raise NotSrs("the compact form holds no original address")
         age_days = age(made, day)
-        given = hash_.encode().lower()
-        message = _message(mailbox, made, original, address.domain)
-        if not any(hmac.compare_digest(given, self._hash(digest)) for digest in self.keys.digests(message)):
+        given, message = hash_.encode().lower(), _message(mailbox, made, original, address.domain)
+        for mac in self.keys.macs:
+            if hmac.compare_digest(given, base32(mac(message), self.hash_length).encode()):
+                break
+        else:
             raise HashMismatch("no key made this hash")
         if age_days > self.validity_days:
             raise Expired(f"the timestamp is older than {self.validity_days} days, or in the future")
         return original
 
-    def _hash(self, digest: bytes) -> bytes:
-        # Five bits a character; base32 of the whole digest would take three times as long.
-        return b32encode(digest[: (self.hash_length * 5 + 7) // 8])[: self.hash_length].lower()
+
+def base32(digest: bytes, length: int) -> str:
+    """Return the first *length* characters of *digest* in base32, in lower case."""
+    if length > 8:
+        return b32encode(digest)[:length].decode().lower()
+    bits = int.from_bytes(digest[:5], "big")  # the usual 40: 300 ns where b32encode takes 800
+    first, second = _LOWER_PAIRS[bits >> 30], _LOWER_PAIRS[bits >> 20 & 1023]
+    return (first + second + _LOWER_PAIRS[bits >> 10 & 1023] + _LOWER_PAIRS[bits & 1023])[:length]
 
 
 def checked_length(address: Address) -> Address:
     """Return *address*, made here. Raises AddressTooLong where it passes 254 octets, quotes included."""
-    octets = len(str(address).encode())
+    text = str(address)
+    octets = len(text) if text.isascii() else len(text.encode())
     if octets > MAX_ADDRESS_OCTETS:
         raise AddressTooLong(f"the SRS address has {octets} octets, more than {MAX_ADDRESS_OCTETS}")
     return address
@@ -137,6 +150,14 @@ def length_prefixed(fields: Iterable[bytes]) -> bytes:
 
 
 def _message(mailbox: str, made: str, original: Address, srs_domain: str) -> bytes:
-    # bytes.lower() changes A to Z only. Lone surrogates may pass: Address refuses them afterwards.
-    fields = (mailbox, made, original.domain, original.local, srs_domain)
-    return length_prefixed([field.encode("utf-8", "surrogatepass").lower() for field in fields])
+    # bytes.lower() changes A to Z only.
+    domain, local = original.domain, original.local
+    try:
+        joined = (
+            f"{_PREFIXES[len(mailbox)]}{mailbox}{_PREFIXES[len(made)]}{made}{_PREFIXES[len(domain)]}{domain}"
+            f"{_PREFIXES[len(local)]}{local}{_PREFIXES[len(srs_domain)]}{srs_domain}"
+        )
+        return joined.encode("ascii").lower()
+    except (IndexError, UnicodeEncodeError):  # a long field, or one that is not ASCII; lone surrogates may pass:
+        fields = (mailbox, made, domain, local, srs_domain)  # Address refuses them afterwards
+        return length_prefixed([field.encode("utf-8", "surrogatepass").lower() for field in fields])

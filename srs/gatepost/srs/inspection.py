@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Literal, Optional
+from typing import Literal, NamedTuple, Optional
 
 from . import classic, exchange
 from .address import Address
@@ -15,8 +14,7 @@ from .stamp import age
 _EPOCH = date(1970, 1, 1)
 
 
-@dataclass(frozen=True)
-class Inspection:
+class Inspection(NamedTuple):
     """The fields of an SRS address as written, Exchange Online's own included.
 
     mailbox: "" in SRS0 and SRS1. date: the ISO date that the stamp most likely means. original_domain and

@@ -8,14 +8,15 @@ from .errors import NotSrs
 PERIOD_DAYS = 1024
 
 _BASE32 = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
-_STAMPS = [high + low for high in _BASE32 for low in _BASE32]
+PAIRS = [high + low for high in _BASE32 for low in _BASE32]
+"""All of two characters: what ten bits are."""
 _DIGITS = {char: value for value, upper in enumerate(_BASE32) for char in (upper, upper.lower())}
 _VALUES = {a + b: 32 * high + low for a, high in _DIGITS.items() for b, low in _DIGITS.items()}
 
 
 def stamp(day: int) -> str:
     """Return the two upper-case characters for *day*, days since 1970-01-01 UTC."""
-    return _STAMPS[day % PERIOD_DAYS]
+    return PAIRS[day % PERIOD_DAYS]
 
 
 def age(stamp: str, day: int) -> int:

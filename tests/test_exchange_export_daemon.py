@@ -119,6 +119,7 @@ def test_export_that_has_lost_its_connectors_is_loaded_with_a_warning(gatepost: 
     put(gatepost.folder / "connectors.json", "[]")
     gatepost.wait_for_log("contoso: connectors.json: taken: nothing$", after=mark)
     gatepost.wait_for_log("warning: contoso: its exports have no connector to take, ", after=mark)
+    gatepost.wait_for_log("configuration reloaded$", after=mark)
     assert not relays(gatepost)
 
 

@@ -20,6 +20,7 @@ from gatepost.relay import (
     Result,
     Rules,
     RuleSet,
+    Verdict,
     attribute,
     explain,
 )
@@ -178,6 +179,27 @@ def test_verdict_equals_that_of_a_linear_search(case: Case) -> None:
     assert verdict.result is result
     assert (verdict.organization.name if verdict.organization else None) == organization
     assert reason is None or verdict.reason is reason
+
+
+@settings(max_examples=500, deadline=None)
+@given(cases(), cases(), st.lists(st.integers(0, 8), max_size=4))
+def test_verdict_with_rules_made_of_others_equals_that_of_rules_made_anew(
+    case: Case, other: Case, history: list[int]
+) -> None:
+    sets = [
+        other.organizations if bits == 8 else [item for bit, item in enumerate(case.organizations) if bits >> bit & 1]
+        for bits in history
+    ]
+    made: list[Rules] = []
+    for organizations in (*sets, case.organizations):
+        made.append(Rules(organizations, before=made[-1] if made else None))
+    for rules in made:
+        assert verdict_of(case, rules) == verdict_of(case, Rules(rules.organizations.values()))
+
+
+def verdict_of(case: Case, rules: Rules) -> Verdict:
+    client = rules.client(case.ip, case.names, authenticated=case.authenticated)
+    return attribute(client, case.mail, case.rcpt_domain, rules, case.rule_set)
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,7 +7,7 @@ from typing import Optional
 
 import pytest
 
-from gatepost.relay import AcceptedDomain, Connector, Organization, Rules
+from gatepost.relay import AcceptedDomain, Connector, Organization, Rules, known_client
 
 CONTOSO_COM = AcceptedDomain("contoso.com")
 RULES = Rules(
@@ -75,6 +75,15 @@ def test_r9_certificate_reaches_its_domain_one_label_up_and_match_subdomains(dom
 
 def test_organizations_are_found_by_name() -> None:
     assert list(RULES.organizations) == ["contoso", "fabrikam"]
+
+
+def test_known_client_is_remembered_for_its_rules_and_its_login() -> None:
+    first = known_client(RULES, "192.0.2.1", ("mail.contoso.com",), authenticated=True)
+    assert first == RULES.client("192.0.2.1", ["mail.contoso.com"], authenticated=True)
+    assert known_client(RULES, "192.0.2.1", ("mail.contoso.com",), authenticated=True) is first
+    assert known_client(RULES, "192.0.2.1", ("mail.contoso.com",)) == RULES.client("192.0.2.1", ["mail.contoso.com"])
+    others = Rules([])
+    assert known_client(others, "192.0.2.1", ("mail.contoso.com",), authenticated=True).rules is others
 
 
 def test_domain_accepted_in_two_organizations_is_an_error() -> None:

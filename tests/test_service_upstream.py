@@ -65,6 +65,14 @@ def test_one_of_several_organizations_must_be_named() -> None:
     ]
 
 
+def test_organization_is_told_to_be_missing_where_there_is_none() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"upstream": BY_ADDRESS}, Path("gatepost.toml"))
+    assert caught.value.problems == (
+        'gatepost.toml: upstream.organization: "contoso" is none: there is no [[organization]]',
+    )
+
+
 def test_organization_must_exist() -> None:
     assert problems({**BY_ADDRESS, "organization": "contosa"}) == [
         'upstream.organization: "contosa" is not one of "contoso", did you mean "contoso"?'

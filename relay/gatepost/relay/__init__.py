@@ -9,7 +9,7 @@ from gatepost.relay.attribution import attribute
 from gatepost.relay.names import domain_of, normalize_domain
 from gatepost.relay.organization import AcceptedDomain, Connector, DomainType, Network, Organization
 from gatepost.relay.patterns import Patterns
-from gatepost.relay.rules import Accepted, Client, Rules
+from gatepost.relay.rules import Accepted, Client, Rules, known_client
 from gatepost.relay.verdict import Condition, Mail, Reason, Result, RuleSet, Step, Verdict
 from gatepost.relay.words import Explanation, decision, enumeration, explain
 
@@ -36,5 +36,6 @@ __all__ = [
     "domain_of",
     "enumeration",
     "explain",
+    "known_client",
     "normalize_domain",
 ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Optional
 
 MAX_DOMAIN = 253
@@ -17,6 +18,7 @@ _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _is_domain = re.compile(rf"{_LABEL}(?:\.{_LABEL})*").fullmatch
 
 
+@lru_cache(1024)  # mail of one host names few domains, and each of them several times
 def normalize_domain(text: str) -> Optional[str]:
     """Return *text* as a domain name in normal form; None where it is none.
 
@@ -38,9 +40,12 @@ def normalize_domain(text: str) -> Optional[str]:
     domain = text.lower()
     if domain.endswith("."):
         domain = domain[:-1]
-    if len(domain) > MAX_DOMAIN or not _is_domain(domain) or domain.rpartition(".")[2].isdigit():
-        return None
-    return domain
+    return domain if is_normal(domain) else None
+
+
+def is_normal(domain: str) -> bool:
+    """Tell whether *domain* is a domain name in normal form."""
+    return len(domain) <= MAX_DOMAIN and bool(_is_domain(domain)) and not domain.rpartition(".")[2].isdigit()
 
 
 def domain_of(address: str) -> Optional[str]:

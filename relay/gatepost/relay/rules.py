@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, Optional
 
 from gatepost.relay.index import ConnectorIndex, Match, parse_address
-from gatepost.relay.names import certificate_domain, normalize_domain, parent
+from gatepost.relay.names import certificate_domain, is_normal, parent
 from gatepost.relay.organization import AcceptedDomain, Connector, Organization
 from gatepost.relay.verdict import Condition, Reason, Step
 
@@ -60,7 +61,8 @@ class Rules:
     """The organisations, immutable. Domains given to its methods are in normal form (`normalize_domain`).
 
     local_domains: domains that are inside and no organisation's. subdomains_relay: whether MatchSubDomains satisfies
-    condition (1), beside making a recipient inside (R4). Raises ValueError for a name in no normal form, a domain or an
+    condition (1), beside making a recipient inside (R4). before: rules with some of the same organisations, the very
+    objects, which then need not be looked at again. Raises ValueError for a name in no normal form, a domain or an
     organisation's name that is there twice, and an organisation without accepted domain.
     """
 
@@ -70,32 +72,42 @@ class Rules:
         *,
         local_domains: Iterable[str] = (),
         subdomains_relay: bool = True,
+        before: Optional[Rules] = None,
     ) -> None:
         by_name: dict[str, Organization] = {}
-        self._exact: dict[str, Accepted] = {}
-        self._covering: dict[str, Accepted] = {}
         for organization in organizations:
             if by_name.setdefault(organization.name, organization) is not organization:
                 raise ValueError(f"organization {organization.name} is there twice")
             if not organization.accepted_domains:
                 raise ValueError(f"organization {organization.name} has no accepted domain")
-            for accepted_domain in organization.accepted_domains:
-                self._add(organization, accepted_domain)
         self.organizations: Mapping[str, Organization] = MappingProxyType(by_name)
         self.local_domains = frozenset(map(_normal, local_domains))
         self.subdomains_relay = subdomains_relay
-        pairs = [(organization, item) for organization in by_name.values() for item in organization.connectors]
-        for _, connector in pairs:
-            _check_names(connector)
-        self._enabled = ConnectorIndex(pair for pair in pairs if pair[1].enabled)
-        self._disabled = ConnectorIndex(pair for pair in pairs if not pair[1].enabled)
+        there = before.organizations if before else {}
+        fresh = [item for name, item in by_name.items() if there.get(name) is not item]
+        gone = [item for name, item in there.items() if by_name.get(name) is not item]
+        self._exact: dict[str, Accepted] = dict(before._exact) if before else {}
+        self._covering: dict[str, Accepted] = dict(before._covering) if before else {}
+        for organization in gone:
+            for accepted_domain in organization.accepted_domains:
+                del self._exact[accepted_domain.domain]
+                self._covering.pop(accepted_domain.domain, None)
+        for organization in fresh:
+            for accepted_domain in organization.accepted_domains:
+                self._add(organization, accepted_domain)
+            for connector in organization.connectors:
+                _check_names(connector)
+        pairs = [(organization, item) for organization in fresh for item in organization.connectors]
+        enabled, disabled = (before._enabled, before._disabled) if before else (None, None)
+        self._enabled: ConnectorIndex = ConnectorIndex((pair for pair in pairs if pair[1].enabled), enabled, gone)
+        self._disabled: ConnectorIndex = ConnectorIndex((pair for pair in pairs if not pair[1].enabled), disabled, gone)
 
     def _add(self, organization: Organization, accepted_domain: AcceptedDomain) -> None:
         domain = _normal(accepted_domain.domain)
-        if domain in self._exact:
-            first = self._exact[domain].organization.name
-            raise ValueError(f"{domain} is accepted twice: in {first} and in {organization.name}")
-        self._exact[domain] = Accepted(organization, accepted_domain, True)
+        accepted = Accepted(organization, accepted_domain, True)
+        first = self._exact.setdefault(domain, accepted)
+        if first is not accepted:
+            raise ValueError(f"{domain} is accepted twice: in {first.organization.name} and in {organization.name}")
         if accepted_domain.match_subdomains:
             self._covering[domain] = Accepted(organization, accepted_domain, False)
 
@@ -221,6 +233,23 @@ class Rules:
         return (organization, connector), (Step(condition, looked_at, organization, connector, None, True),)
 
 
+@lru_cache(1024)
+def known_client(
+    rules: Rules,
+    ip: Optional[str],
+    certificate_names: tuple[str, ...],
+    *,
+    authenticated: bool = False,
+    local: bool = False,
+) -> Client:
+    """Return `Rules.client`, remembered: it takes longer than a verdict, and the same clients come again and again.
+
+    For a process that keeps one configuration only. Rules with a memory of their own clients would refer to themselves,
+    and a supervisor, which freezes what is there, would never be rid of those of before.
+    """
+    return rules.client(ip, certificate_names, authenticated=authenticated, local=local)
+
+
 def connector_for(
     accepted: Accepted,
     enabled: tuple[Match, ...],
@@ -263,7 +292,7 @@ def connector_for(
 
 
 def _normal(domain: str) -> str:
-    if normalize_domain(domain) != domain:
+    if not is_normal(domain):
         raise ValueError(f'"{domain}" is not a domain name in lower case, as A-label')
     return domain
 

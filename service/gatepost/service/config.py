@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Optional
 
@@ -15,7 +18,7 @@ from gatepost.relay import Organization, RuleSet
 from gatepost.service import fields, organizations, srs_config, upstream_config
 from gatepost.service.certificates import DEFAULT_FOLDER
 from gatepost.service.fields import Listen
-from gatepost.service.organizations import Mode, OrganizationConfig, RefusalAction
+from gatepost.service.organizations import Kept, Mode, OrganizationConfig, RefusalAction
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
 from gatepost.service.srs_config import SrsConfig
 from gatepost.service.tables import ConfigError, Notes, Table
@@ -28,6 +31,7 @@ else:
 
 _SOCKETS = "/var/spool/postfix/gatepost"
 _MILTER_SOCKET = Listen(path=f"{_SOCKETS}/milter.sock")
+_NONE_KEPT: Mapping[int, Kept] = {}
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,10 @@ class Config:
     fcrdns: bool = False
     upstream: Optional[UpstreamConfig] = None
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    unchanged: Mapping[bytes, str] = field(default_factory=dict, compare=False, repr=False)
+    """What `unchanged.load` knows organizations by."""
 
-    @property
+    @cached_property  # of thousands of organizations: a look at each once, and not in every second
     def exchange_exports(self) -> tuple[Path, ...]:
         """The files of all organisations' exchange_export."""
         return tuple(path for item in self.settings.values() for path in item.exchange_export.paths)
@@ -120,32 +126,64 @@ class Config:
 
 def load(path: Path) -> Config:
     """Return the configuration in *path*. Raises ConfigError with every problem found."""
-    return parse(read(path), path)
+    with uncollected():
+        return parse(read(path), path)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep the garbage collector from looking, again and again, for garbage in what is being made to stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read(path: Path) -> dict[str, object]:
     """Return the TOML document in *path*, its keys unchecked. Raises ConfigError."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return document(text(path))
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error.__cause__
+
+
+def text(path: Path) -> str:
+    """Return what is in *path*. Raises ConfigError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+        raise ConfigError([f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is not UTF-8 (octet {error.start})"]) from error
+        raise ConfigError([f"is not UTF-8 (octet {error.start})"]) from error
+
+
+def document(text: str) -> dict[str, object]:
+    """Return a TOML document. Raises ConfigError."""
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{path}: is not TOML: {error}"]) from error
+        raise ConfigError([f"is not TOML: {error}"]) from error
     except RecursionError as error:
-        raise ConfigError([f"{path}: is nested too deeply"]) from error
+        raise ConfigError(["is nested too deeply"]) from error
 
 
-def parse(raw: Mapping[str, object], path: Path) -> Config:
-    """Return the configuration for a parsed document; *path* stands in messages, and relative files are beside it."""
+def parse(raw: Mapping[str, object], path: Path, kept: Mapping[int, Kept] = _NONE_KEPT) -> Config:
+    """Return the configuration for a parsed document; *path* stands in messages, and relative files are beside it.
+
+    kept: organizations whose tables need not be read, by their index in the document.
+    """
     notes = Notes(path.name)
     top = Table(raw, "", notes)
     state = Path(top.string("state_directory", os.environ.get("STATE_DIRECTORY", DEFAULT_STATE_DIRECTORY)))
     if not state.is_absolute():
         top.problem("state_directory", f'"{state}" is not an absolute path')
     relay = _relay(top.table("relay"), path.parent)
-    declared, settings = organizations.organizations(top, (relay.mode, relay.enforce_from), relay.action, path.parent)
+    declared, settings = organizations.organizations(
+        top, (relay.mode, relay.enforce_from), relay.action, path.parent, kept
+    )
     dns = top.table("dns")
     config = Config(
         path=path,
@@ -293,6 +331,12 @@ def _check_together(config: Config, notes: Notes) -> None:
         notes.warn("policyd.tcp_table_forward", "the mode is monitor, in which the map forward rewrites nothing")
     _check_actions(config, notes)
     _check_listens(config, notes)
+    if any(item.srs_domain or item.srs_domains for item in config.settings.values()):
+        _check_srs_domains(config, notes)
+
+
+def _check_srs_domains(config: Config, notes: Notes) -> None:
+    """Note each srs_domain that another organization has already, as one or as an accepted domain."""
     accepted = {domain.domain: name for name, item in config.organizations.items() for domain in item.accepted_domains}
     taken: dict[str, str] = {}
     for index, (name, settings) in enumerate(config.settings.items()):

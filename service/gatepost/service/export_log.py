@@ -14,6 +14,8 @@ _LINES = 40
 
 def tell(config: Config, before: Optional[Config] = None) -> None:
     """Log what is taken and left out, and warn of organisations that have no connector left (R6)."""
+    if not config.exchange_exports:
+        return
     there = before.settings if before else {}
     changed = {
         name: item.exchange_export

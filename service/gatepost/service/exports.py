@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from gatepost.relay import AcceptedDomain, Connector, enumeration
-from gatepost.relay.exchange_export import Export, Exported, ExportError, read, together
 from gatepost.service.regular import read_regular
 from gatepost.service.tables import Table
+
+# What reads exports loads csv and json: only where there is one.
+if TYPE_CHECKING:
+    from gatepost.relay.exchange_export import Export, Exported
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,15 @@ class ExchangeExport:
         return (item.item for item in self.records if isinstance(item.item, Connector))
 
 
+NO_EXPORT = ExchangeExport()
+
+
 def exchange_export(table: Table, folder: Path) -> ExchangeExport:
     """Return what the key exchange_export names, relative to *folder*."""
+    if table.is_absent("exchange_export"):
+        return NO_EXPORT
+    from gatepost.relay.exchange_export import ExportError, together
+
     paths = []
     exports: list[Export] = []
     problems = 0
@@ -54,6 +65,8 @@ def exchange_export(table: Table, folder: Path) -> ExchangeExport:
 
 def read_file(path: Path, name: Optional[str] = None) -> Export:
     """Return the export in a file, called *name* in messages. Raises ExportError."""
+    from gatepost.relay.exchange_export import ExportError, read
+
     name = name or str(path)
     try:
         octets = read_regular(path)
@@ -62,6 +75,15 @@ def read_file(path: Path, name: Optional[str] = None) -> Export:
     except ValueError as error:  # a NUL in the name
         raise ExportError([f"{name}: is no file name"]) from error
     return read(octets, name)
+
+
+def limited_to_accepted(export: ExchangeExport, accepted: AbstractSet[str]) -> ExchangeExport:
+    """Return *export* with each connector limited to domains that its organisation accepts, by hand or by export."""
+    if not export.records:
+        return export
+    from gatepost.relay.exchange_export import limited
+
+    return replace(export, records=limited(export.records, accepted))
 
 
 def notes(records: Iterable[Exported]) -> Iterator[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Optional
 
 from gatepost.relay import AcceptedDomain, Connector, DomainType, Network, Organization, normalize_domain
-from gatepost.relay.exchange_export import limited
 from gatepost.relay.names import parent
 from gatepost.relay.organization import network_of
 from gatepost.service import exports, fields
@@ -42,6 +41,11 @@ class RefusalAction(Enum):
     REWRITE = "rewrite"
 
 
+_MODES = tuple(item.value for item in Mode)
+_ACTIONS = tuple(item.value for item in RefusalAction)
+_TYPES = tuple(item.value for item in DomainType)
+
+
 @dataclass(frozen=True)
 class OrganizationConfig:
     """What gatepost adds to an organisation: its own *mode*, and the domains that it mints SRS addresses in.
@@ -60,11 +64,15 @@ class OrganizationConfig:
     exchange_export: ExchangeExport = field(default_factory=ExchangeExport)
 
 
+Kept = tuple[Organization, OrganizationConfig]
+"""An organization as it was read before."""
+
+
 def mode_of(table: Table, default: tuple[Mode, Optional[datetime]]) -> tuple[Mode, Optional[datetime]]:
     """Return mode and enforce_from. Where the table has either, nothing of *default* holds."""
     if table.is_absent("mode") and table.is_absent("enforce_from"):
         return default
-    mode = Mode(table.string("mode", Mode.MONITOR.value, allowed=[mode.value for mode in Mode]))
+    mode = Mode(table.string("mode", Mode.MONITOR.value, allowed=_MODES))
     enforce_from = table.instant("enforce_from")
     if enforce_from and mode is Mode.ENFORCE:
         table.problem("enforce_from", 'mode = "enforce" is in force at once; write mode = "monitor", or leave it out')
@@ -72,29 +80,39 @@ def mode_of(table: Table, default: tuple[Mode, Optional[datetime]]) -> tuple[Mod
 
 
 def refusal_action(table: Table, default: RefusalAction) -> RefusalAction:
-    return RefusalAction(table.string("action", default.value, allowed=[item.value for item in RefusalAction]))
+    return RefusalAction(table.string("action", default.value, allowed=_ACTIONS))
 
 
 def organizations(
-    top: Table, default: tuple[Mode, Optional[datetime]], action: RefusalAction, folder: Path
+    top: Table,
+    default: tuple[Mode, Optional[datetime]],
+    action: RefusalAction,
+    folder: Path,
+    kept: Mapping[int, Kept],
 ) -> tuple[dict[str, Organization], dict[str, OrganizationConfig]]:
     """Return what [[organization]] declares.
 
     default: mode and enforce_from where an organisation has neither. action: that of one that has none. folder: the
-    configuration file's, to which exchange_export is relative.
+    configuration file's, to which exchange_export is relative. kept: what needs no reading, by its index.
     """
     declared: dict[str, Organization] = {}
     settings: dict[str, OrganizationConfig] = {}
     owner: dict[str, str] = {}
-    for table in top.tables("organization"):
-        name = table.string("name")
+    for index, table in enumerate(top.tables("organization")):
+        name = kept[index][0].name if index in kept else table.string("name")
         if name in declared:
             table.problem("name", f'"{name}" is used by another organization')
+        if index in kept:
+            declared[name], settings[name] = kept[index]
+            for item in declared[name].accepted_domains:
+                if owner.setdefault(item.domain, table.path) != table.path:
+                    _note_owner(table, item.domain, item.domain, owner)
+            continue
         srs_domains: dict[str, str] = {}
         export = exports.exchange_export(table, folder)
         domains = _accepted_domains(table, name, owner, srs_domains, export)
         accepted = {domain.domain for domain in domains}
-        export = replace(export, records=limited(export.records, accepted))
+        export = exports.limited_to_accepted(export, accepted)
         for note in exports.notes(export.records):
             table.notes.warn(table.key("exchange_export"), note)
         organization = Organization(
@@ -114,6 +132,12 @@ def organizations(
         declared[name] = organization
         table.close()
     return declared, settings
+
+
+def _note_owner(entry: Table, text: str, domain: str, owner: dict[str, str]) -> None:
+    """Note where *domain*, written *text*, is accepted, and where that is the second time."""
+    if owner.setdefault(domain, entry.path) != entry.path:
+        entry.problem("domain", f'"{text}" is an accepted domain at {owner[domain]} already')
 
 
 def _notify_addresses(table: Table, organization: Organization) -> tuple[str, ...]:
@@ -141,8 +165,8 @@ def _accepted_domains(
     for entry in table.tables("accepted_domain"):
         text = entry.string("domain")
         domain = fields.domain(entry, "domain", text) if text else ""
-        if domain and owner.setdefault(domain, entry.path) != entry.path:
-            entry.problem("domain", f'"{text}" is an accepted domain at {owner[domain]} already')
+        if domain:
+            _note_owner(entry, text, domain, owner)
         if entry.is_absent("default"):
             undecided.add(domain)
         if domain in leaving:
@@ -183,7 +207,7 @@ def _covered(domain: str, exported: Mapping[str, AcceptedDomain]) -> bool:
 def _accepted_domain(entry: Table, domain: str, exported: Optional[AcceptedDomain]) -> AcceptedDomain:
     """Return one written by hand; what it leaves open is as *exported*."""
     other = exported or AcceptedDomain(domain)
-    kind = DomainType(entry.string("type", other.type.value, allowed=[kind.value for kind in DomainType]))
+    kind = DomainType(entry.string("type", other.type.value, allowed=_TYPES))
     subdomains = entry.boolean("match_subdomains", default=other.match_subdomains)
     if exported:
         if kind is not exported.type:

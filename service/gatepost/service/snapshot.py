@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Optional, Union
 
 from gatepost.relay import Accepted, Organization, Patterns, Rules
-from gatepost.service import upstream
+from gatepost.service import unchanged, upstream
 from gatepost.service.certificates import Certificates
 from gatepost.service.certificates import read as read_certificates
-from gatepost.service.config import Config, RelayConfig, load
+from gatepost.service.config import Config, RelayConfig, load, uncollected
 from gatepost.service.hops import organization_digest
 from gatepost.service.organizations import Mode, OrganizationConfig, RefusalAction
 from gatepost.service.secret import read_keys
@@ -86,8 +86,8 @@ class Snapshot:
         return (self.config.settings[organization.name] if organization else self.config.relay).action
 
     def bypassed(self) -> bool:
-        """Tell whether `gatepost bypass on` is in force. One stat(2)."""
-        return os.path.exists(self.bypass_path)
+        """Tell whether `gatepost bypass on` is in force. One access(2)."""
+        return os.access(self.bypass_path, os.F_OK)
 
 
 def bypass_file(config: Config) -> Path:
@@ -95,11 +95,22 @@ def bypass_file(config: Config) -> Path:
     return config.state_directory / "bypass"
 
 
-def build(config: Config, keys: Keys, now: float, certificates: Certificates = _NO_CERTIFICATES) -> Snapshot:
+def build(
+    config: Config,
+    keys: Keys,
+    now: float,
+    certificates: Certificates = _NO_CERTIFICATES,
+    before: Optional[Rules] = None,
+) -> Snapshot:
     """Return the snapshot of *config* with *keys*, as it is *now*, in Unix seconds, and until the next enforce_from.
 
-    certificates: those in the folder that *config* names.
+    certificates: those in the folder that *config* names. before: the rules of a snapshot before, see `Rules`.
     """
+    with uncollected():
+        return _build(config, keys, now, certificates, before)
+
+
+def _build(config: Config, keys: Keys, now: float, certificates: Certificates, before: Optional[Rules]) -> Snapshot:
     settings = config.settings
     srs = config.srs
     srs_domains = {
@@ -123,6 +134,7 @@ def build(config: Config, keys: Keys, now: float, certificates: Certificates = _
             config.organizations.values(),
             local_domains=(*config.relay.local_domains, *srs_domains),  # bounces come back there
             subdomains_relay=config.relay.subdomains_relay,
+            before=before,
         ),
         keys=keys,
         exchange=Exchange(keys, srs.hash_length, srs.validity_days),
@@ -173,8 +185,12 @@ def mailbox_domain(config: Config, accepted: Accepted, domain: str) -> str:
     return srs_domain_of(config, accepted.organization, accepted.accepted_domain.domain) or domain
 
 
-def load_snapshot(path: Path) -> Snapshot:
-    """Return the snapshot of the configuration in *path*. Raises ConfigError, also for a missing secret."""
-    config = load(path)
+def load_snapshot(path: Path, before: Optional[Snapshot] = None) -> Snapshot:
+    """Return the snapshot of the configuration in *path*. Raises ConfigError, also for a missing secret.
+
+    before: what was loaded from there last, which saves the time for what is unchanged.
+    """
+    config = unchanged.load(path, before.config) if before else load(path)
     keys = read_keys(config.srs.secret_file)
-    return build(config, keys, time.time(), read_certificates(config.relay.certificate_folder))
+    certificates = read_certificates(config.relay.certificate_folder)
+    return build(config, keys, time.time(), certificates, before.rules if before else None)

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
 
-from gatepost.service import certificates, export_log, loaded, log, metrics
-from gatepost.service.config import Config, load
+from gatepost.service import certificates, export_log, loaded, log, metrics, unchanged
+from gatepost.service.config import Config, uncollected
 from gatepost.service.loaded import Loaded
 from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
@@ -47,6 +47,7 @@ LOOK_SHARE = 50
 RESPAWN_S = 1.0
 """A worker that lived for less than this is replaced no sooner than this after its start."""
 _TICK_S = 0.1
+_CHANGE_TICK_S = 0.02
 _WATCHED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _PR_SET_PDEATHSIG = 1
 
@@ -122,6 +123,8 @@ class Supervisor:
         self._folder = series_folder(snapshot.config)
         self._series_path = self._folder / f"supervisor.{name}-0.series"
         self._loaded_file = loaded.file_of(self._folder, name)
+        # Before workers share the memory: looking at thousands of organizations writes to their reference counts.
+        self._modes = loaded.modes_of(snapshot.config.settings)
         self._certificate_ends: dict[str, int] = {}
 
     def run(self, ready: Callable[[str], None]) -> None:
@@ -196,7 +199,7 @@ class Supervisor:
 
     def _serve(self, ready: Callable[[str], None]) -> None:
         while self._workers or self._respawns:
-            caught = signal.sigtimedwait(_WATCHED, _TICK_S)
+            caught = signal.sigtimedwait(_WATCHED, _CHANGE_TICK_S if self._changing or self._before else _TICK_S)
             number = caught.si_signo if caught else 0
             if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
                 log.info(f"{self._names} draining")
@@ -246,7 +249,9 @@ class Supervisor:
             return
         stamps, digest = _stamps(self._snapshot.config), loaded.digest_of(self._path)
         try:
-            snapshot = load_snapshot(self._path)
+            with uncollected():
+                snapshot = load_snapshot(self._path, self._snapshot)
+                gc.freeze()
             self._stamps = {**_stamps(snapshot.config), **stamps}  # what changes meanwhile is seen at the next look
             refuse_fixed_changes(self._snapshot.config, snapshot.config)
         except ConfigError as error:
@@ -264,6 +269,7 @@ class Supervisor:
         """Start workers with *snapshot*, of a file of this *digest*; `_settle` says what comes of it."""
         self._before, self._digest_before = self._snapshot, self._digest
         self._snapshot, self._digest = snapshot, digest
+        self._modes = loaded.modes_of(snapshot.config.settings)
         self._reload_by = time.monotonic() + RELOAD_S
         self._respawns.clear()
         for worker in self._workers.values():
@@ -407,8 +413,7 @@ class Supervisor:
         return changed_ns / 1e9 if changed_ns else math.nan
 
     def _show_loaded(self) -> None:
-        modes = loaded.modes_of(self._snapshot.config.settings)
-        loaded.keep(self._loaded_file, Loaded(self._digest, modes))
+        loaded.keep(self._loaded_file, Loaded(self._digest, self._modes))
 
     def _show_certificates(self) -> None:
         """Put the certificates' number and ends into the metrics."""
@@ -427,7 +432,7 @@ def series_folder(config: Config) -> Path:
 
 def first_snapshot(path: Path) -> Snapshot:
     """Load the configuration for a daemon's start; make the SRS secret where there is none. Raises ConfigError."""
-    config = load(path)
+    config = unchanged.load(path)
     if ensure_secret(config.srs.secret_file):
         log.info(f"made a new SRS secret in {config.srs.secret_file}; keep it: bounces of rewritten mail need it")
     clients = certificates.read(config.relay.certificate_folder)

@@ -7,7 +7,6 @@ that one run shows the operator all of them. Keys that nobody asked for are unkn
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -166,6 +165,8 @@ class Table:
 
     def close(self) -> None:
         """Note every key that was not asked for."""
+        if self._raw.keys() <= self._known:
+            return
         for name in self._raw:
             if name not in self._known:
                 self.problem(name, f"unknown key{_guess(name, sorted(self._known))}")
@@ -192,5 +193,7 @@ def _quoted(values: Sequence[str]) -> str:
 
 
 def _guess(word: str, known: Sequence[str]) -> str:
+    import difflib
+
     near = difflib.get_close_matches(word, known, n=1)
     return f', did you mean "{near[0]}"?' if near else ""

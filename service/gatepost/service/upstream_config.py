@@ -21,6 +21,8 @@ def read(table: Optional[Table], declared: Mapping[str, Organization]) -> Option
         return None
     only = next(iter(declared)) if len(declared) == 1 else None
     name = table.string("organization", only, allowed=list(declared))
+    if name and not declared:
+        table.problem("organization", f'"{name}" is none: there is no [[organization]]')
     organization = declared.get(name)
     given = table.optional_string("tls_sender_certificate_name")
     certificate_name = organizations.certificate_name(table, given) if given else None

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Optional, Union
 
 NOBODY, NOHDRS, NOEOH, NR_HDR, NOUNKNOWN = 0x10, 0x20, 0x40, 0x80, 0x100
-NR_CONN, NR_HELO, NR_MAIL, NR_EOH = 0x1000, 0x2000, 0x4000, 0x40000
+NR_CONN, NR_HELO, NR_MAIL, NR_DATA, NR_EOH = 0x1000, 0x2000, 0x4000, 0x10000, 0x40000
 ALL_PROTOCOL = 0x1FFFFF
 ADDRCPT, DELRCPT, CHGFROM, SETSYMLIST = 0x04, 0x08, 0x40, 0x100
 ALL_ACTIONS = 0x1FF
@@ -30,7 +30,7 @@ _NO_ANSWER = {
     b"B": 0x80000,
     b"L": NR_HDR,
     b"N": NR_EOH,
-    b"T": 0x10000,
+    b"T": NR_DATA,
 }
 STAGES = ("connect", "helo", "mail", "rcpt", "data", "eom", "eoh")
 _STAGE_OF = {b"C": 0, b"H": 1, b"M": 2, b"R": 3, b"T": 4, b"E": 5, b"N": 6}

@@ -264,7 +264,7 @@ def test_line_that_the_release_before_left_in_the_spool_is_read() -> None:
     "octets",
     [
         line(INGRESS).replace(b"[2,", b"[1,"),
-        line(INGRESS).replace(b', ""]', b"]"),
+        line(INGRESS).replace(b',""]', b"]"),
         line(INGRESS).replace(b"[2,", b"[3,"),
         b'[2, "Entry", "abcdef", "bob@contoso.com", 1700000000.5]',
     ],

@@ -18,6 +18,7 @@ P_NOUNKNOWN: int
 P_NR_CONN: int
 P_NR_HELO: int
 P_NR_MAIL: int
+P_NR_DATA: int
 P_NR_HDR: int
 P_NR_EOH: int
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Optional
 
-from gatepost.relay import Client
+from gatepost.relay import Client, known_client
 from gatepost.service.addresses import decode_xtext
 from gatepost.service.certificates import NO_CERTIFICATE, Shown
 from gatepost.service.presented import Presented, matter, server
@@ -17,8 +17,6 @@ MACROS = "{cert_issuer} {cert_subject} {verify} {cn_subject} {cn_issuer} {cert_f
 """What to ask for at MAIL: the first two of Postfix, all of Sendmail."""
 _SENDMAILS_WORD = "BadCertificate"
 """How the word begins that stands for a CN that is missing (`BadCertificateUnknown`), too long, or has a NUL."""
-_CLIENTS = 8
-"""How many faces of one connection's client are kept."""
 
 
 def shown(macro: Callable[[str], str]) -> Shown:
@@ -58,7 +56,6 @@ class Identity:
         self._login = ""
         self._told = NO_CERTIFICATE
         self._server = ""
-        self._clients: dict[tuple[tuple[str, ...], str], Client] = {}
 
     @property
     def local(self) -> bool:
@@ -68,7 +65,7 @@ class Identity:
     def at_mail(self, macro: Callable[[str], str]) -> tuple[Client, Shown]:
         """Return the client as the MTA's macros show it, and what they tell of its certificate."""
         self._told = shown(macro)
-        if self._waits_for_report:
+        if self._waits_for_report and not self._server:
             self._server = server(macro("{daemon_addr}"), macro("{daemon_port}"))
         self._login = macro("{auth_authen}")
         return self._client(self._told), self._told
@@ -89,16 +86,11 @@ class Identity:
         return bool(self._told.issuer) and not self._told.fingerprint
 
     def _client(self, told: Shown) -> Client:
-        key = self._snapshot.certificates.names_of(told), self._login
-        found = self._clients.get(key)
-        if found is None:
-            if len(self._clients) >= _CLIENTS:
-                self._clients.clear()
-            exempt = self._snapshot.config.relay.exempt
-            found = self._clients[key] = self._snapshot.rules.client(
-                self._ip,
-                key[0],
-                authenticated=bool(self._login) and "authenticated" in exempt,
-                local=self._local and "local" in exempt,
-            )
-        return found
+        exempt = self._snapshot.config.relay.exempt
+        return known_client(
+            self._snapshot.rules,
+            self._ip,
+            self._snapshot.certificates.names_of(told),
+            authenticated=bool(self._login) and "authenticated" in exempt,
+            local=self._local and "local" in exempt,
+        )

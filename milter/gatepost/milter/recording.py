@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from gatepost.milter.transaction import Recipient, Transaction, header_addresses
 from gatepost.relay import Mail, Organization, Result, RuleSet
@@ -23,9 +23,9 @@ from gatepost.service.ledger import (
     both_verdicts,
     sender,
     size_of,
+    upstream_outcome,
     verdicts_without_p2,
-    with_upstream,
-    with_verdict,
+    with_verdicts,
 )
 from gatepost.service.rewriting import orcpt_address
 from gatepost.service.snapshot import Snapshot
@@ -50,14 +50,17 @@ def ingress(seen: Circumstances, reference: str, action: str, rewritten: str) ->
     """
     transaction = seen.transaction
     p2 = header_addresses(transaction.headers_from)
-    mail, base = Mail(transaction.reverse_path, p2), _base(seen, reference, p2)
-    done = base._replace(rewritten=rewritten.lower(), action=PASS if action == RETURN else action)
-    records: list[Record] = [_judged(done, seen, mail, item) for item in transaction.recipients]
+    mail = Mail(transaction.reverse_path, p2)
+    base = _base(seen, reference, p2, PASS if action == RETURN else action, rewritten)
+    records: list[Record] = [_judged(base, seen, mail, item) for item in transaction.recipients]
     for path, original in transaction.returning:
         address = path.strip("<>").lower()
-        back = base._replace(recipient=address, forwarded_to=original.lower(), action=RETURN)
-        back = with_upstream(back, at_upstream(seen.snapshot, mail, original))
-        records.append(back)
+        upstream = upstream_outcome(at_upstream(seen.snapshot, mail, original))
+        records.append(
+            base._replace(
+                recipient=address, forwarded_to=original.lower(), rewritten="", action=RETURN, upstream=upstream
+            )
+        )
         if path not in transaction.returned_by_mta:  # else policyd has recorded the look-up
             records.append(Bounced(address, seen.time))
     return records
@@ -70,13 +73,15 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> En
     """
     verdict = item.judgement.verdict
     both = both_verdicts(seen.snapshot, item.client, mail, item.rcpt, verdict)
-    names = ", ".join(item.client.certificate_names)
-    entry = base._replace(recipient=(item.by_policyd or item.rcpt).lower(), certificate_names=names)
-    if verdict.result is Result.REFUSE and item.judgement.treatment is Treatment.REWRITE:
-        entry = entry._replace(action=MEND)
+    mended = verdict.result is Result.REFUSE and item.judgement.treatment is Treatment.REWRITE
+    fields: dict[str, Any] = {
+        "recipient": (item.by_policyd or item.rcpt).lower(),
+        "certificate_names": ", ".join(item.client.certificate_names),
+        "action": MEND if mended else base.action,
+    }
     if item.by_policyd:
-        return entry._replace(verdict_legacy=both[1])
-    return with_upstream(with_verdict(entry, verdict, both), item.judgement.upstream)
+        return base._replace(verdict_legacy=both[1], **fields)
+    return with_verdicts(base, verdict, both, item.judgement.upstream, **fields)
 
 
 def refused(
@@ -89,14 +94,14 @@ def refused(
 ) -> Entry:
     """Return the record of a recipient that is refused, or put off. At RCPT P2, which comes later, is unknown."""
     p2 = header_addresses(seen.transaction.headers_from)
-    entry = _base(seen, reference, p2)._replace(recipient=rcpt.lower(), action=action)
+    entry = _base(seen, reference, p2, action)._replace(recipient=rcpt.lower())
     if judgement is not None:
         verdict = judgement.verdict
         both = verdicts_without_p2(verdict)
         if p2 or seen.snapshot.config.relay.requirements is RuleSet.LEGACY:
             mail = Mail(seen.transaction.reverse_path, p2)
             both = both_verdicts(seen.snapshot, seen.transaction.client, mail, rcpt, verdict)
-        entry = with_upstream(with_verdict(entry, verdict, both), judgement.upstream)
+        entry = with_verdicts(entry, verdict, both, judgement.upstream)
     return entry._replace(reason=reason or entry.reason)
 
 
@@ -110,23 +115,22 @@ def egress(seen: Circumstances, reference: str, rewritten: str, organization: Op
     origin = ""
     if transaction.hop:
         origin = (orcpt_address(transaction.orcpt) or transaction.sieve.strip("<>")).lower()
-    entry = _base(seen, reference, header_addresses(transaction.headers_from))._replace(
+    entry = _base(seen, reference, header_addresses(transaction.headers_from), REWRITE, rewritten)._replace(
         recipient=origin or rcpt,
         queue_id="",
         egress_queue_id=seen.queue_id,
         client="",
         helo="",
         certificate_names="",
-        rewritten=rewritten.lower(),
         forwarded_to=rcpt if origin not in ("", rcpt) else "",
         organization=organization.name if organization else "",
         requirements="",
-        action=REWRITE,
+        upstream=upstream_outcome(at_upstream(seen.snapshot, Mail(rewritten), rcpt)),
     )
-    return [with_upstream(entry, at_upstream(seen.snapshot, Mail(rewritten), rcpt))]
+    return [entry]
 
 
-def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
+def _base(seen: Circumstances, reference: str, p2: Sequence[str], action: str, rewritten: str = "") -> Entry:
     transaction = seen.transaction
     domain, accepted = sender(seen.snapshot, transaction.reverse_path)
     return Entry(
@@ -140,8 +144,10 @@ def _base(seen: Circumstances, reference: str, p2: Sequence[str]) -> Entry:
         reverse_path=transaction.reverse_path.lower(),
         sender_domain=domain,
         sender_accepted=accepted,
+        rewritten=rewritten.lower(),
         header_from=", ".join(p2)[:TEXT_LIMIT].lower(),
         requirements=seen.snapshot.config.relay.requirements.value,
+        action=action,
         size_bytes=transaction.size_bytes,
         message_id=transaction.message_id[:TEXT_LIMIT],
         subject=transaction.subject[:TEXT_LIMIT],

@@ -8,36 +8,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Optional
 
 from gatepost.milter import recording
 from gatepost.milter.identity import Identity
-from gatepost.milter.recording import Circumstances
+from gatepost.milter.journal import Journal
 from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
-from gatepost.relay import Mail, Organization, Result, RuleSet
+from gatepost.relay import Mail, Result, RuleSet
 from gatepost.service import flow, log, metrics, rewriting
 from gatepost.service.addresses import domain_of, plain, routed, unquoted
-from gatepost.service.client_names import UNKNOWN, Name, reported
 from gatepost.service.flow import WHOLE_MESSAGE, Judgement, Treatment
 from gatepost.service.hops import NOTE_AGE_S, Hop, organization_digest, policyd_key
-from gatepost.service.ledger import DEFER, QUARANTINE, REJECT, TURNED_DOWN
+from gatepost.service.ledger import DEFER, QUARANTINE, REJECT
 from gatepost.service.ledger import TAG as TAG_ACTION
 from gatepost.service.organizations import RefusalAction
-from gatepost.service.reference import new_reference
 from gatepost.service.replies import (
     BAD_RECIPIENT,
     BAD_SENDER,
     BOUNCES_ONLY,
     FAULT,
-    LEDGER_AWAY,
     ONE_BY_ONE,
-    RELAY_DEFERRED,
-    RELAY_DENIED,
     SRS_APART,
     SRS_FORGED,
     STORE_AWAY,
-    TOO_MANY_TAGS,
     TRY_APART,
     UNREWRITABLE,
     Reply,
@@ -49,7 +42,6 @@ from gatepost.service.shared import Shared
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 from gatepost.service.store import StoreError
-from gatepost.service.upstream import log_fields, refuses, upstream_labels, why_refused
 from gatepost.srs import AddressError
 
 TAG = "X-Gatepost-Relay"
@@ -85,8 +77,7 @@ class Session:
         self._local = False
         self._egress = False
         self._hostname = ""
-        self._helo = ""
-        self._name = UNKNOWN
+        self._journal = Journal(snapshot, shared, series, macro, clock)
         self._port = -1
         self._identity = Identity(snapshot, shared.presented, None, -1)
         self._transaction: Optional[Transaction] = None
@@ -110,40 +101,16 @@ class Session:
         self._identity = Identity(self._snapshot, self._shared.presented, ip, port)
         self._ip = ip
         self._port = port
-        self._helo = ""
         self._local = self._identity.local
         config = self._snapshot.config.egress
         self._egress = config is not None and self._macro("{daemon_name}") == config.daemon_name
         if self._egress:
             self._hostname = self._macro("j")
-        self._name = self._name_from_mta(name)
-
-    def _name_from_mta(self, name: str) -> Name:
-        """Return what the MTA knows of the client's name, for the ledger; where that is little, DNS begins to be asked.
-
-        Postfix and Sendmail define {client_resolve} alike: OK, FORGED, TEMP, FAIL; Postfix also says FAIL where it was
-        told not to ask.
-        """
-        if self._shared.spool is None or self._egress or self._local:
-            return UNKNOWN
-        resolved = self._macro("{client_resolve}")
-        known = reported(name if resolved == "OK" else "", self._macro("{client_ptr}") if resolved != "OK" else "")
-        if resolved == "TEMP":
-            known = known[0], ""
-        if not known[1] and self._ip and self._shared.fcrdns:
-            self._shared.fcrdns.refresh(self._ip, int(self._clock()))
-        return known
-
-    def _known_name(self) -> Name:
-        """Return the client's name as far as it is known by now; nobody waits for DNS."""
-        if self._name[1] or not self._ip or self._local or self._egress or self._shared.fcrdns is None:
-            return self._name
-        found = self._shared.fcrdns.known(self._ip, int(self._clock()))
-        return found if found[1] else self._name
+        self._journal.begin(ip, name, local=self._local, egress=self._egress)
 
     def helo(self, name: str) -> None:
         """Take note of the client's HELO name, which decides nothing."""
-        self._helo = name
+        self._journal.helo = name
 
     def mail(self, path: str, parameters: Sequence[str] = ()) -> None:
         """Begin a message with the argument *path* of MAIL FROM and its ESMTP *parameters*."""
@@ -180,7 +147,7 @@ class Session:
             judgement = flow.judge(self._snapshot, client, mail, rcpt, headers_seen=headers_seen, spared=True)
         if judgement.treatment is Treatment.DEFER and self._local:
             # sendmail(1) has gone, so Postfix would try again for ever, and nobody would hear of it.
-            return replace(judgement, treatment=Treatment.REFUSE)
+            return judgement._replace(treatment=Treatment.REFUSE)
         return judgement
 
     def rcpt(self, path: str, parameters: Sequence[str]) -> Optional[Reply]:
@@ -218,8 +185,8 @@ class Session:
         if self._snapshot.config.relay.enforced_by != "milter":
             judgement = self._left_by_policyd(transaction, judgement)
         elif judgement.treatment is not Treatment.UNDECIDED:
-            self._judged(transaction, rcpt, judgement)
-        refused = self._refused(transaction, rcpt, judgement)
+            self._journal.judged(transaction, rcpt, judgement)
+        refused = self._journal.refused(transaction, rcpt, judgement)
         if refused:
             return refused
         if not self._may_join(transaction, judgement.treatment):
@@ -242,7 +209,7 @@ class Session:
         must = rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE
         held = judgement.treatment is Treatment.HOLD and judgement.verdict.meant
         rewrites = held and must and not self._spared(transaction)
-        return replace(judgement, treatment=Treatment.REWRITE if rewrites else Treatment.KEEP)
+        return judgement._replace(treatment=Treatment.REWRITE if rewrites else Treatment.KEEP)
 
     def _as_policyd_has_them(self, transaction: Transaction, path: str) -> tuple[str, str]:
         """Return P1 and the recipient *path* as they are in policy requests."""
@@ -272,7 +239,7 @@ class Session:
             if reversal.bounce is Bounce.NOT_SRS and not plain(rcpt):  # it may be once read by Postfix, in lower case
                 reversal = reverse(self._snapshot, self._macro("{rcpt_addr}"), now, stored)
         except StoreError as error:
-            self._store_failed(error)
+            self._journal.store_failed(error)
             return STORE_AWAY, False
         if reversal.bounce in (Bounce.NOT_SRS, Bounce.FOREIGN):
             unwelcome = self._unwelcome(transaction) and bool(transaction.returning)
@@ -286,14 +253,14 @@ class Session:
         if refusal is not None:
             if refusal[0] is SRS_FORGED:
                 self._shared.guesses.failed(client, now)
-            return self._refuse_srs(transaction, rcpt, *refusal), False
+            return self._journal.refused_srs(transaction, rcpt, *refusal), False
         if self._unwelcome(transaction) and transaction.recipients and not self._local:
             return SRS_APART, False
         leaving = rewriting.egress(self._snapshot, transaction.reverse_path)
         if leaving is not Egress.OUT and self._spared(transaction):
             leaving = Egress.OUT
         if leaving is Egress.IMPOSSIBLE:
-            return self._refuse_srs(transaction, rcpt, UNREWRITABLE, "sender-unrewritable"), False
+            return self._journal.refused_srs(transaction, rcpt, UNREWRITABLE, "sender-unrewritable"), False
         if not self._may_join(transaction, Treatment.REWRITE if leaving is Egress.REWRITE else Treatment.KEEP):
             return TRY_APART, False
         transaction.returning.append((path, reversal.original))
@@ -314,13 +281,6 @@ class Session:
     def _unwelcome(self, transaction: Transaction) -> bool:
         return not flow.may_write_to_srs(self._snapshot, transaction.reverse_path)
 
-    def _refuse_srs(self, transaction: Transaction, rcpt: str, reply: Reply, reason: str) -> Reply:
-        action = "reject" if reply.code >= 500 else "defer"
-        self._log(action, transaction, None, f"to={log.address(rcpt)}, ", reason=reason)
-        if reply.code >= 500:
-            self._record_refusal(transaction, rcpt, None, reason)
-        return reply
-
     def data(self) -> Optional[Reply]:
         """Refuse what can't be refused at RCPT, and can't wait for the end."""
         transaction = self._transaction
@@ -334,7 +294,7 @@ class Session:
         That is behind smtpd_proxy_filter; the message goes straight there and, by now, has no queue ID only then.
         """
         judgements = [item.judgement for item in transaction.recipients if self._waits_for_end(item.judgement)]
-        if not judgements or self._queue_id(transaction):
+        if not judgements or self._journal.queue_id(transaction):
             return None
         if judgements[0].treatment is Treatment.UNDECIDED:
             log.error(
@@ -346,7 +306,7 @@ class Session:
         reply = None
         for item in transaction.recipients:  # they are alike, see `flow.together`
             transaction.client = item.client
-            reply = self._refused(transaction, item.rcpt, replace(item.judgement, treatment=Treatment.REFUSE))
+            reply = self._journal.refused(transaction, item.rcpt, item.judgement._replace(treatment=Treatment.REFUSE))
         return reply
 
     def _waits_for_end(self, judgement: Judgement) -> bool:
@@ -363,9 +323,9 @@ class Session:
         if not (transaction.returning and self._unwelcome(transaction)):
             return None
         first, *others = (path.strip("<>") for path, _ in transaction.returning)
-        reply = self._refuse_srs(transaction, first, BOUNCES_ONLY, "srs-not-a-bounce")
+        reply = self._journal.refused_srs(transaction, first, BOUNCES_ONLY, "srs-not-a-bounce")
         for rcpt in others:
-            self._record_refusal(transaction, rcpt, None, "srs-not-a-bounce")
+            self._journal.record_refusal(transaction, rcpt, None, "srs-not-a-bounce")
         if self._local:
             transaction.refusal = transaction.refusal or reply
             return None
@@ -430,14 +390,14 @@ class Session:
             if recipient.judgement.treatment is Treatment.UNDECIDED:
                 transaction.client = recipient.client
                 judgement = self._judge(transaction, mail, recipient.rcpt, headers_seen=True)
-                self._judged(transaction, recipient.rcpt, judgement)
-                reply = self._refused(transaction, recipient.rcpt, judgement)
+                self._journal.judged(transaction, recipient.rcpt, judgement)
+                reply = self._journal.refused(transaction, recipient.rcpt, judgement)
                 if reply:
                     action = DEFER if judgement.treatment is Treatment.DEFER else REJECT
                     for other in transaction.recipients[index + 1 :]:  # they are alike, see `flow.together`
-                        self._record_refusal(transaction, other.rcpt, judgement, action=action)
+                        self._journal.record_refusal(transaction, other.rcpt, judgement, action=action)
                     return reply
-                transaction.recipients[index] = replace(recipient, judgement=judgement)
+                transaction.recipients[index] = recipient._replace(judgement=judgement)
         return None
 
     def eom(self, changes: Changes) -> Optional[Reply]:
@@ -447,18 +407,18 @@ class Session:
             return FAULT
         self._transaction = None
         if transaction.bypassed:
-            return self._finish(transaction, "bypass")
+            return self._journal.finish(transaction, "bypass")
         now = int(self._clock())
         if self._egress:
             return self._egress_eom(transaction, changes, now)
         if transaction.refusal:
             for item in transaction.recipients:
-                self._record_refusal(transaction, item.rcpt, item.judgement)
+                self._journal.record_refusal(transaction, item.rcpt, item.judgement)
             return transaction.refusal
         if any(item.judgement.treatment is Treatment.UNDECIDED for item in transaction.recipients):
             return FAULT  # the end of the headers never came
         if RefusalAction.TAG in self._snapshot.actions and transaction.tags > _TAGS:
-            return self._too_many_tags(transaction)
+            return self._journal.too_many_tags(transaction)
         rewritten, action = self._ingress_sender(transaction, now), "return" if transaction.returning else "pass"
         if rewritten is not None:
             rewritten, action = self._settled(rewritten), "rewrite"
@@ -469,19 +429,7 @@ class Session:
             self._remember(transaction, now)
             self._spared(transaction)  # so that the map, which never waits, knows it
         self._return(transaction, changes)
-        return self._finish(transaction, self._hold_or_tag(transaction, changes) or action, rewritten)
-
-    def _too_many_tags(self, transaction: Transaction) -> Reply:
-        reason = "too-many-tags"
-        for item in transaction.recipients:
-            self._record_refusal(transaction, item.rcpt, item.judgement, reason)
-        for path, _ in transaction.returning:
-            self._record_refusal(transaction, path.strip("<>"), None, reason)
-        self._series.add(metrics.MESSAGES, ("milter", REJECT))
-        first = transaction.recipients[0].judgement if transaction.recipients else None
-        count = len(transaction.recipients) + len(transaction.returning)
-        self._log(REJECT, transaction, first, f"nrcpt={count}, ", reason)
-        return TOO_MANY_TAGS
+        return self._journal.finish(transaction, self._hold_or_tag(transaction, changes) or action, rewritten)
 
     def _hold_or_tag(self, transaction: Transaction, changes: Changes) -> str:
         """Do what the rule's action asks for the whole message; return its name, "" for none.
@@ -494,7 +442,7 @@ class Session:
         judgement = next((i.judgement for i in transaction.recipients if i.judgement.treatment in WHOLE_MESSAGE), None)
         if judgement is None:
             return ""
-        transaction.reference = self._reference(transaction)
+        transaction.reference = self._journal.reference(transaction)
         reason = judgement.verdict.reason.value
         if judgement.treatment is Treatment.HOLD:
             changes.hold(f"gatepost: {reason} [{transaction.reference}]")
@@ -537,13 +485,9 @@ class Session:
         try:
             self._shared.store.stored(rewritten.token, rewritten.original, rewritten.expires_day)
         except StoreError as error:
-            self._store_failed(error)
+            self._journal.store_failed(error)
             return rewriting.without_store(rewritten)
         return rewritten
-
-    def _store_failed(self, error: StoreError) -> None:
-        log.error(f"{self._macro('i') or 'NOQUEUE'}: {error}")
-        self._series.add(metrics.ERRORS, ("milter", "store"))
 
     def _return(self, transaction: Transaction, changes: Changes) -> None:
         """Put the original senders in the place of SRS recipients, each once."""
@@ -563,29 +507,29 @@ class Session:
 
     def _remember(self, transaction: Transaction, now: int) -> None:
         """Leave a note for the egress hop where this message may come by there."""
-        queue_id = self._queue_id(transaction)
+        queue_id = self._journal.queue_id(transaction)
         if queue_id and rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.REWRITE:
             first = next(iter(self._rewritten_recipients(transaction) or transaction.recipients), None)
             organization = first.judgement.verdict.organization if first else None
             digest = organization_digest(organization.name) if organization else b""
-            transaction.reference = self._reference(transaction)
+            transaction.reference = self._journal.reference(transaction)
             self._shared.hops.put(queue_id, Hop(digest, transaction.reference), now)
 
     def _egress_eom(self, transaction: Transaction, changes: Changes, now: int) -> Optional[Reply]:
         """Rewrite what came by the egress hop. A message leaves here with a sender that leaves alone, or not at all."""
         if rewriting.leaving(self._snapshot, transaction.reverse_path) is Egress.OUT:
             # policyd sent it here by another configuration; by the next attempt they agree. Passed on, it would loop.
-            return self._egress_fault(transaction, "it need not be")
+            return self._journal.egress_fault(transaction, "it need not be")
         try:
             rewritten = self._settled(self._egress_sender(transaction, now))
         except AddressError as error:
-            return self._egress_fault(transaction, str(error))
+            return self._journal.egress_fault(transaction, str(error))
         if rewritten is None:
             return STORE_AWAY
         if rewriting.leaving(self._snapshot, rewritten.address) is not Egress.OUT:
-            return self._egress_fault(transaction, f"<{rewritten.address}> would come by here again")
+            return self._journal.egress_fault(transaction, f"<{rewritten.address}> would come by here again")
         changes.sender(rewritten.address)
-        return self._finish(transaction, "rewrite", rewritten)
+        return self._journal.finish(transaction, "rewrite", rewritten)
 
     def _egress_sender(self, transaction: Transaction, now: int) -> Rewritten:
         """Return the new sender. Only mail that ingress has seen is sent on in a mailbox's name."""
@@ -594,149 +538,11 @@ class Session:
             mailbox = rewriting.mailbox_of(self._snapshot, transaction.sieve, transaction.egress_rcpt)
         if mailbox and transaction.hop:
             return rewriting.forwarded(self._snapshot, transaction.reverse_path, mailbox, now)
-        organization = self._hop_organization(transaction.hop)
+        organization = transaction.hop_organization(self._snapshot)
         if organization is None and mailbox:
             accepted = self._snapshot.rules.accepted(mailbox.domain)
             organization = accepted.organization if accepted else None
         return rewriting.relayed(self._snapshot, transaction.reverse_path, organization, now)
-
-    def _hop_organization(self, hop: Optional[Hop]) -> Optional[Organization]:
-        return self._snapshot.organization_by_digest.get(hop.organization) if hop else None
-
-    def _egress_fault(self, transaction: Transaction, why: str) -> Reply:
-        log.error(f"{self._macro('i') or 'NOQUEUE'}: egress: <{transaction.reverse_path}> not rewritten: {why}")
-        self._series.add(metrics.ERRORS, ("milter", "egress"))
-        return FAULT
-
-    def _refused(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Optional[Reply]:
-        """Return the reply to a recipient that is not taken."""
-        if judgement.treatment is Treatment.UNREWRITABLE:
-            return self._unrewritable(transaction, rcpt, judgement)
-        if judgement.treatment is Treatment.UPSTREAM and judgement.upstream:
-            return self._refused_upstream(transaction, rcpt, judgement, why_refused(judgement.upstream))
-        if judgement.treatment not in (Treatment.REFUSE, Treatment.DEFER):
-            return None
-        later = judgement.treatment is Treatment.DEFER
-        transaction.reference = self._reference(transaction)
-        self._log("defer" if later else "reject", transaction, judgement, f"to={log.address(rcpt)}, ")
-        self._record_refusal(transaction, rcpt, judgement, action=DEFER if later else REJECT)
-        return (RELAY_DEFERRED if later else RELAY_DENIED).with_reference(transaction.reference)
-
-    def _refused_upstream(self, transaction: Transaction, rcpt: str, judgement: Judgement, reason: str) -> Reply:
-        transaction.reference = self._reference(transaction)
-        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason=reason)
-        self._record_refusal(transaction, rcpt, judgement, reason)
-        return RELAY_DENIED.with_reference(transaction.reference)
-
-    def _unrewritable(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> Reply:
-        self._log("reject", transaction, judgement, f"to={log.address(rcpt)}, ", reason="sender-unrewritable")
-        self._record_refusal(transaction, rcpt, judgement, "sender-unrewritable")
-        return UNREWRITABLE
-
-    def _judged(self, transaction: Transaction, rcpt: str, judgement: Judgement) -> None:
-        """Count a verdict; log a refusal that the mode makes none."""
-        verdict = judgement.verdict
-        self._series.add(metrics.DECISIONS, flow.labels(verdict))
-        if judgement.upstream:
-            self._series.add(metrics.UPSTREAM_DECISIONS, upstream_labels(judgement.upstream))
-        if verdict.result is Result.REFUSE and not judgement.enforce:
-            transaction.reference = self._reference(transaction)
-            self._log("monitor", transaction, judgement, f"to={log.address(rcpt)}, ")
-
-    def _finish(self, transaction: Transaction, action: str, rewritten: Optional[Rewritten] = None) -> Optional[Reply]:
-        """Record, log and count the end of a message, one line for all its recipients.
-
-        Return a reply where it can't be recorded and must be.
-        """
-        recorded = transaction.bypassed or self._record(transaction, action, rewritten.address if rewritten else "")
-        if not recorded and self._snapshot.config.ledger.required:
-            return LEDGER_AWAY
-        self._series.add(metrics.MESSAGES, ("milter", action))
-        if rewritten:
-            self._series.add(metrics.SRS_REWRITES, (rewritten.form,))
-        judgements = [item.judgement for item in transaction.recipients]
-        concerned = (item for item in judgements if item.treatment is not Treatment.KEEP or refuses(item.upstream))
-        judgement = next(concerned, judgements[0] if judgements else None)
-        details = f"rewritten={log.address(rewritten.address)}, " if rewritten else ""
-        if self._egress:
-            details += f"to={log.address(transaction.egress_rcpt)}, hop=egress, "
-        elif not transaction.bypassed:
-            details += f"nrcpt={len(transaction.recipients) + len(transaction.returning)}, "
-        if transaction.returning:
-            details += f"returned={log.address(transaction.returning[0][1])}, "
-        if transaction.spared:
-            details += "spf=spared, "
-        self._log(action, transaction, judgement, details)
-        return None
-
-    def _record(self, transaction: Transaction, action: str, rewritten: str) -> bool:
-        """Write the message into the ledger. False: that went wrong."""
-        spool = self._shared.spool
-        if spool is None:
-            return True
-        seen, reference = self._circumstances(transaction), self._reference(transaction)
-        if self._egress:
-            organization = self._hop_organization(transaction.hop)
-            records = recording.egress(seen, reference, rewritten, organization)
-        else:
-            records = recording.ingress(seen, reference, action, rewritten)
-        return not records or spool.add(records)
-
-    def _record_refusal(
-        self,
-        transaction: Transaction,
-        rcpt: str,
-        judgement: Optional[Judgement],
-        reason: str = "",
-        action: str = REJECT,
-    ) -> None:
-        spool = self._shared.spool
-        if spool is not None:
-            seen = self._circumstances(transaction)
-            spool.add_refusal(recording.refused(seen, self._reference(transaction), rcpt, judgement, reason, action))
-
-    def _reference(self, transaction: Transaction) -> str:
-        """Return the message's reference, the same in all of its records."""
-        if not transaction.reference and not transaction.ledger_reference:
-            transaction.ledger_reference = new_reference()
-        return transaction.reference or transaction.ledger_reference
-
-    def _circumstances(self, transaction: Transaction) -> Circumstances:
-        queue_id = self._queue_id(transaction)
-        return Circumstances(
-            self._snapshot, transaction, self._clock(), queue_id, self._ip or "", self._helo, self._known_name()
-        )
-
-    def _queue_id(self, transaction: Transaction) -> str:
-        """Return the message's queue ID, "" where there is none yet. To ask libmilter takes as long as a verdict."""
-        transaction.queue_id = transaction.queue_id or self._macro("i")
-        return transaction.queue_id
-
-    def _log(
-        self,
-        action: str,
-        transaction: Transaction,
-        judgement: Optional[Judgement],
-        details: str,
-        reason: str = "",
-    ) -> None:
-        organization = judgement.verdict.organization if judgement else self._hop_organization(transaction.hop)
-        fields = [
-            f"action={action}, from={log.address(transaction.reverse_path)}, {details}client={self._ip or 'unknown'}",
-            f"helo={log.helo(self._helo)}" if self._helo and action in TURNED_DOWN else "",
-            f"organization={organization.name}" if organization else "",
-            f"reason={reason or (judgement.verdict.reason.value if judgement else '')}" if reason or judgement else "",
-            *(f"{name}={value}" for name, value in log_fields(judgement.upstream if judgement else None).items()),
-            *(f"{name}={value}" for name, value in self._certificate_fields(transaction, judgement).items()),
-            f"reference={transaction.reference}" if transaction.reference else "",
-        ]
-        log.info(f"{self._queue_id(transaction) or 'NOQUEUE'}: " + ", ".join(filter(None, fields)))
-
-    def _certificate_fields(self, transaction: Transaction, judgement: Optional[Judgement]) -> dict[str, str]:
-        """Return what a line says of the certificate that a refused client came with."""
-        if judgement is None or judgement.verdict.result is not Result.REFUSE:
-            return {}
-        return self._snapshot.certificates.log_fields(transaction.shown)
 
 
 def _mailbox(address: str) -> tuple[str, str]:

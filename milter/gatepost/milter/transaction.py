@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from email.utils import getaddresses
-from typing import Optional, Protocol
+from typing import NamedTuple, Optional, Protocol
 
-from gatepost.relay import Client
+from gatepost.relay import Client, Organization
 from gatepost.service.certificates import Shown
 from gatepost.service.flow import Judgement, Treatment
 from gatepost.service.hops import Hop, Hops
 from gatepost.service.replies import Reply
+from gatepost.service.snapshot import Snapshot
 
 # Of Postfix, and of Dovecot's LMTP, which has no parenthesis behind the name.
 _RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id ([^\s;]+)")
@@ -39,8 +40,7 @@ class Changes(Protocol):
     def delete_header(self, name: str, index: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class Recipient:
+class Recipient(NamedTuple):
     """One that was let through RCPT and is no SRS address, with what was decided of it there.
 
     client: as it was known there. by_policyd: where policyd has decided on it, how that spells it in its record, else
@@ -105,6 +105,10 @@ class Transaction:
         if egress:
             return self.hop is None and self.own_hosts != set()
         return local and not self.received
+
+    def hop_organization(self, snapshot: Snapshot) -> Optional[Organization]:
+        """Return the organisation that ingress attributed the message to; None where that is not known here."""
+        return snapshot.organization_by_digest.get(self.hop.organization) if self.hop else None
 
     def follow_received(self, value: str, hostname: str, hops: Hops, now: int) -> None:
         """Look the message up by the queue IDs of this Postfix, *hostname*.

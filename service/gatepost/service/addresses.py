@@ -23,6 +23,8 @@ def parse_address(text: str) -> Address:
 
 def unquoted(text: str) -> str:
     """Return an address without SMTP's quotes, as in Postfix' policy protocol; what is none as it is."""
+    if not text.startswith('"'):
+        return text
     try:
         address = Address.parse(text)
     except AddressError:

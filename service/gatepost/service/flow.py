@@ -8,9 +8,8 @@ what an SRS recipient is in `reversal`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
 from gatepost.service import replies
@@ -42,8 +41,7 @@ class Treatment(Enum):
     """Only the header From can still let it through (rule set legacy)."""
 
 
-@dataclass(frozen=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict, whether it takes effect (*enforce*), and the *treatment* of the recipient that follows.
 
     upstream: what Exchange Online will say of the message as it leaves here; None without [upstream], and where it

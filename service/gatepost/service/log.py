@@ -31,6 +31,7 @@ def _leads_to_journal(descriptor: int) -> bool:
 _journal = _leads_to_journal(2)
 _program = "gatepost"
 _errors: Optional[Path] = None
+_second = (0, "")
 
 
 def name_process(name: str) -> None:
@@ -87,8 +88,17 @@ def _keep(text: str) -> None:
         last_errors.keep(_errors, f"{_program.rpartition('/')[2]}: {text.translate(_CONTROL)}", time.time())
 
 
+def _time() -> str:
+    global _second
+    now = int(time.time())
+    if _second[0] != now:  # to make the text takes longer than all the rest of a line
+        _second = now, time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(now))
+    return _second[1]
+
+
 def _write(level: int, text: str) -> None:
-    head = mark(level) or time.strftime("%Y-%m-%dT%H:%M:%S ") + f"{_program}[{os.getpid()}]: "
-    line = (head + text.translate(_CONTROL) + "\n").encode("utf-8", "backslashreplace")
+    head = mark(level) or f"{_time()} {_program}[{os.getpid()}]: "
+    shown = text if text.isprintable() else text.translate(_CONTROL)
+    line = f"{head}{shown}\n".encode("utf-8", "backslashreplace")
     with contextlib.suppress(OSError):  # a log that is gone or full must not stop mail
         os.write(2, line)

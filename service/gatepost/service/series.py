@@ -24,7 +24,7 @@ import struct
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from gatepost.service.metrics import BY_NAME, CATALOGUE, Counter, Gauge, Histogram, Metric
@@ -151,13 +151,23 @@ class Series:
 
     def observe(self, metric: Histogram, labels: Labels, value: float) -> None:
         """Count *value*, not negative, in its bucket and add it to the sum."""
-        buckets = metric.buckets
-        with self._lock:
+        self.observer(metric, labels)(value)
+
+    def observer(self, metric: Histogram, labels: Labels) -> Callable[[float], None]:
+        """Return `observe` for one label set: to be kept by those who observe it all the time."""
+        buckets, values, lock = metric.buckets, self._values, self._lock
+        with lock:
             index = self._index[metric].get(labels)
             if index is None:
                 index = self._place(metric, labels)
-            self._values[index + bisect_left(buckets, value)] += 1.0
-            self._values[index + len(buckets) + 1] += value
+        at_sum = index + len(buckets) + 1
+
+        def observe(value: float) -> None:
+            with lock:
+                values[index + bisect_left(buckets, value)] += 1.0
+                values[at_sum] += value
+
+        return observe
 
     def set(self, metric: Gauge, labels: Labels, value: float) -> None:
         """Set a gauge; NaN: it is not shown."""

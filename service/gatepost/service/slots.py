@@ -58,9 +58,10 @@ class Slots:
         """Return the payload for *key* and when it was put."""
         digest = octets_for(key, _KEY_OCTETS)
         for offset in self._offsets(digest):
-            slot = self._read(offset)
-            if slot is not None and slot[0] == digest:
-                return slot[1], slot[2]
+            if self._map[offset : offset + _KEY_OCTETS] == digest:  # before the checksum, which costs ten times as much
+                slot = self._read(offset)
+                if slot is not None and slot[0] == digest:
+                    return slot[1], slot[2]
         return None
 
     def _read(self, offset: int) -> Optional[tuple[bytes, bytes, float]]:

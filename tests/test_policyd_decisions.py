@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
@@ -196,7 +195,7 @@ def test_unknown_token_is_dunno_in_monitor_mode(state: Path) -> None:
 def test_vrfy_of_a_bad_srs_recipient_is_refused_as_rcpt_is(state: Path, make: Callable[[Snapshot], str]) -> None:
     hub = snapshot(state)
     answer = Connection(hub).ask("VRFY", recipient=make(hub))
-    assert answer == replace(Connection(hub).rcpt(make(hub)), refused=None)  # no mail, nothing for the ledger
+    assert answer == Connection(hub).rcpt(make(hub))._replace(refused=None)  # no mail, nothing for the ledger
     assert answer.action is Action.REJECT
 
 
@@ -1047,7 +1046,7 @@ def test_message_that_is_put_off_at_data_is_not_recorded_as_passed(state: Path) 
     hub = snapshot(state, by="policyd", reverse="redirect")
     connection = Connection(hub)
     connection.rcpt(srs(hub))
-    connection.known = replace(connection.known, complete=False)
+    connection.known = connection.known._replace(complete=False)
     connection.taken.append("mary@contoso.com")
     answer = connection.data()
     assert (answer.action, answer.passed) == (Action.DEFER, ())

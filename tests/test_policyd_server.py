@@ -30,8 +30,9 @@ from gatepost.policyd.wire import netstring
 from gatepost.policyd.worker import Worker
 from gatepost.service.config import parse
 from gatepost.service.fields import Listen
+from gatepost.service.ledger import Bounced, record
 from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, POLICY_REQUESTS, SRS_REVERSALS, SRS_REWRITES
-from gatepost.service.series import Series
+from gatepost.service.series import Series, SeriesError
 from gatepost.service.snapshot import Snapshot, build
 from gatepost.service.store import Store
 from gatepost.srs import Address, Keys
@@ -1008,6 +1009,66 @@ def test_rolling_replacement_under_load_loses_no_request_of_a_client_that_tries_
             asked(number)
     for client in clients:
         client.close()
+
+
+def ready(service: Service, number: int) -> bool:
+    with contextlib.suppress(OSError, SeriesError):  # not there, or not all of it
+        return Series.attach(service.folder / f"policyd-{number}.series").ready
+    return False
+
+
+@pytest.mark.parametrize("listen", [0, 1, FORWARD], ids=["unix", "tcp", "tcp_table"])
+def test_all_connections_are_answered_while_one_of_two_workers_is_stopped(service: Service, listen: int) -> None:
+    service.start()
+    until(lambda: ready(service, 0) and ready(service, 1))
+    os.kill(service.workers[0], signal.SIGSTOP)
+    os.waitpid(service.workers[0], os.WUNTRACED)
+    request, answer = (b"get @\n", b"500 not%20found\n") if listen == FORWARD else (EGRESS, EGRESS_ANSWER)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(service.connect(listen)) for _ in range(100)]
+        for client in clients:
+            client.sendall(request)
+        assert [read(client, len(answer)) for client in clients] == [answer] * 100
+
+
+def test_all_connections_are_answered_after_one_of_two_workers_was_killed(service: Service) -> None:
+    service.start()
+    until(lambda: ready(service, 0) and ready(service, 1))
+    os.kill(service.workers[0], signal.SIGKILL)
+    service.wait(0)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(service.connect(number % 2)) for number in range(100)]
+        for client in clients:
+            ask(client, EGRESS, EGRESS_ANSWER)
+
+
+def test_connections_that_wait_to_be_taken_are_answered_where_the_only_worker_drains(service: Service) -> None:
+    until(lambda: ready(service, 0))
+    os.kill(service.workers[0], signal.SIGSTOP)
+    os.waitpid(service.workers[0], os.WUNTRACED)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(service.connect(number % 2)) for number in range(100)]
+        for client in clients:
+            client.sendall(EGRESS)
+        service.drain()
+        os.kill(service.workers[0], signal.SIGCONT)
+        assert [read(client, 1000) for client in clients] == [EGRESS_ANSWER] * 100
+        assert service.wait() == 0
+
+
+@pytest.mark.parametrize("count", [1, 250])
+def test_bounces_are_in_the_spool_once_a_worker_has_drained(service: Service, count: int) -> None:
+    senders = [Address(f"bob{number}", "fabrikam.com") for number in range(count)]
+    rcpts = [srs(service.snapshot, sender) for sender in senders]
+    with service.connect() as client:
+        client.sendall(b"".join(netstring(b"reverse " + rcpt) for rcpt in rcpts))
+        answers = b"".join(netstring(b"OK " + str(sender).encode()) for sender in senders)
+        assert read(client, len(answers)) == answers
+        service.drain()
+        assert service.wait() == 0
+    lines = b"".join(path.read_bytes() for path in service.folder.glob("ledger/*.spool")).splitlines()
+    bounces = [found.address.encode() for found in map(record, lines) if isinstance(found, Bounced)]
+    assert sorted(bounces) == sorted(rcpt.lower() for rcpt in rcpts)
 
 
 def test_worker_shows_that_it_is_ready_and_alive(service: Service) -> None:

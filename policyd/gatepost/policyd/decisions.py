@@ -8,13 +8,12 @@ Pure: the snapshot, the time and what came before on the connection are argument
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple, Optional
 
 from gatepost.policyd import recording
 from gatepost.policyd.attributes import Attributes, certificate, text
-from gatepost.relay import Client, Mail, Result
+from gatepost.relay import Client, Mail, Result, known_client
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Judgement, Treatment
 from gatepost.service.ledger import DEFER, LEFT_TO_MTA, MEND, PASS, QUARANTINE, REJECT, RETURN, TURNED_DOWN
@@ -39,8 +38,7 @@ class Action(Enum):
     REDIRECT = "redirect"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer to a policy request: *text* follows `action=`.
 
     log: the line for the log, "" for none. bounce: what the recipient turned out to be, where that decided.
@@ -62,15 +60,14 @@ class Answer:
 DUNNO = Answer(Action.DUNNO, "DUNNO")
 
 
-@dataclass(frozen=True)
-class Transaction:
+class Transaction(NamedTuple):
     """What the RCPT requests of one message, known by *instance*, have shown on a policy connection.
 
     complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
     reversed; held: the first one for which the message is held; other: the first one of any other kind; "" where there
     was none. Postfix uses one connection for all requests about a message, unless that was idle for 300 s or 1000 s
     old, or its worker was replaced: then it is incomplete. reference: the message's in the ledger. passed: the entries
-    of recipients let through; count: how many these are, recorded or not.
+    of recipients let through; let_through: how many these are, recorded or not.
     """
 
     instance: bytes = b""
@@ -80,11 +77,10 @@ class Transaction:
     other: str = ""
     reference: str = ""
     passed: tuple[LedgerEntry, ...] = ()
-    count: int = 0
+    let_through: int = 0
 
 
-@dataclass(frozen=True)
-class Aids:
+class Aids(NamedTuple):
     """What a decision asks beside the snapshot.
 
     new_reference: makes the random reference of a message. stored: the store. guessing: tells of a client, by its IP
@@ -105,6 +101,11 @@ class Found(Enum):
     NOTFOUND = "NOTFOUND"
     TEMP = "TEMP"
     PERM = "PERM"
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.label = word.lower()
+        """For metrics. `value` is a descriptor, which costs more than the rest of an answer."""
 
 
 class Entry(NamedTuple):
@@ -139,7 +140,7 @@ def decide(
     if state == b"VRFY":  # would else tell right hashes from wrong ones
         bounce = reversal.reverse(snapshot, text(request, b"recipient"), now, aids.stored).bounce
         refused = _refused(snapshot, request, bounce, "", now, aids)
-        return replace(refused, refused=None) if refused else DUNNO, before
+        return refused._replace(refused=None) if refused else DUNNO, before
     instance = request.get(b"instance", b"")
     if not instance or instance != before.instance:
         # Postfix names a queue ID from the first recipient on that it has taken.
@@ -151,13 +152,13 @@ def decide(
         queue_id = text(request, b"queue_id")
         if _records(snapshot) and not before.passed and _single(request):  # another worker saw RCPT, and is gone
             reference = aids.noted(request) or before.reference
-            alone = replace(before, complete=True, reference=reference)
+            alone = before._replace(complete=True, reference=reference)
             before = _rcpt(snapshot, request, alone, now, aids)[1]
         passed = () if answer.action in (Action.REJECT, Action.DEFER) else before.passed
         if _single(request):  # those beside it Postfix has refused
             passed = tuple(item for item in passed if item.recipient == text(request, b"recipient").lower())
         recorded = tuple(item._replace(queue_id=queue_id) for item in passed)
-        return replace(answer, passed=recorded), replace(before, passed=())
+        return answer._replace(passed=recorded), before._replace(passed=())
     return _rcpt(snapshot, request, before, now, aids)
 
 
@@ -168,7 +169,7 @@ def _rcpt(
     bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
     refused = _refused(snapshot, request, bounce, before.reference, now, aids)
     if refused is not None:
-        return refused, replace(before, reference=refused.refused.reference) if refused.refused else before
+        return refused, before._replace(reference=refused.refused.reference) if refused.refused else before
     returning = bounce is Bounce.ORIGINAL
     if _must_wait(snapshot, request, before, rcpt, returning):
         line = _line(request, "defer", reason="srs-beside-others")
@@ -183,11 +184,11 @@ def _rcpt(
         line = _line(request, "defer", reason="held-beside-others")
         return Answer(Action.DEFER, str(replies.TRY_APART), line), before
     if held:
-        return _passed(snapshot, request, answer, replace(before, held=before.held or rcpt), now, QUARANTINE)
+        return _passed(snapshot, request, answer, before._replace(held=before.held or rcpt), now, QUARANTINE)
     if returning:
-        return _passed(snapshot, request, answer, replace(before, bounce=before.bounce or rcpt), now, RETURN)
+        return _passed(snapshot, request, answer, before._replace(bounce=before.bounce or rcpt), now, RETURN)
     mended = answer.action is Action.OK and answer.judgement and answer.judgement.verdict.result is Result.REFUSE
-    after = replace(before, other=before.other or rcpt)
+    after = before._replace(other=before.other or rcpt)
     return _passed(snapshot, request, answer, after, now, MEND if mended else PASS)
 
 
@@ -195,14 +196,14 @@ def _passed(
     snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int, action: str = PASS
 ) -> tuple[Answer, Transaction]:
     """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
-    after = replace(after, count=after.count + 1)
+    after = after._replace(let_through=after.let_through + 1)
     if not _records(snapshot):
         return answer, after
     verdict = answer.judgement.verdict if answer.judgement else None
     left = verdict is not None and verdict.result is Result.REFUSE and not verdict.meant
     reason = LEFT_TO_MTA if left else ""
     entry = recording.entry(snapshot, request, after.reference, now, action, answer.judgement, reason)
-    return replace(answer, noted=after.reference), replace(after, passed=(*after.passed, entry))
+    return answer._replace(noted=after.reference), after._replace(passed=(*after.passed, entry))
 
 
 def _may_hold(snapshot: Snapshot) -> bool:
@@ -308,11 +309,9 @@ def _turned_down(
 
 def _client(snapshot: Snapshot, request: Attributes) -> Client:
     exempt = "authenticated" in snapshot.config.relay.exempt
-    return snapshot.rules.client(
-        text(request, b"client_address"),
-        snapshot.certificates.names_of(certificate(request)),
-        authenticated=exempt and bool(request.get(b"sasl_username")),
-    )
+    names = snapshot.certificates.names_of(certificate(request))
+    authenticated = exempt and bool(request.get(b"sasl_username"))
+    return known_client(snapshot.rules, text(request, b"client_address"), names, authenticated=authenticated)
 
 
 def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids) -> Answer:
@@ -355,13 +354,17 @@ def _unheld(snapshot: Snapshot, request: Attributes, before: Transaction, now: i
     """
     single = _single(request)
     taken = text(request, b"recipient_count")
-    if not single and not before.held and not (taken.isascii() and taken.isdigit() and int(taken) <= before.count):
+    if (
+        not single
+        and not before.held
+        and not (taken.isascii() and taken.isdigit() and int(taken) <= before.let_through)
+    ):
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     rcpt = text(request, b"recipient") if single else before.held
     named = {**request, b"recipient": rcpt.encode("utf-8", "surrogateescape")}
     reference = aids.noted(named) or before.reference
     answer = _relay(snapshot, named, rcpt, reference, now, may_hold=False)
-    return replace(answer, judgement=None) if answer.action is Action.REJECT else None  # counted at RCPT
+    return answer._replace(judgement=None) if answer.action is Action.REJECT else None  # counted at RCPT
 
 
 def rcpt_at_data(request: Attributes, before: Transaction) -> str:

@@ -8,7 +8,7 @@ from typing import Optional
 from gatepost.policyd.attributes import Attributes, certificate, text
 from gatepost.service.client_names import reported
 from gatepost.service.flow import Judgement
-from gatepost.service.ledger import Entry, sender, size_of, verdicts_without_p2, with_upstream, with_verdict
+from gatepost.service.ledger import Entry, sender, size_of, verdicts_without_p2, with_verdicts
 from gatepost.service.snapshot import Snapshot
 
 
@@ -47,6 +47,6 @@ def entry(
         fcrdns=name[1],
     )
     if judgement is not None:
-        made = with_verdict(made, judgement.verdict, verdicts_without_p2(judgement.verdict))
-        made = with_upstream(made, judgement.upstream)
-    return made._replace(reason=reason or made.reason)
+        both = verdicts_without_p2(judgement.verdict)
+        made = with_verdicts(made, judgement.verdict, both, judgement.upstream)
+    return made._replace(reason=reason) if reason else made

@@ -19,9 +19,10 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from concurrent.futures import Future
-from typing import Any, Callable, Optional, Union, cast
+from typing import Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
+from gatepost.policyd.accepting import Acceptor, Shares
 from gatepost.policyd.attributes import Attributes
 from gatepost.policyd.decisions import Action, Aids, Entry, Found, Transaction
 from gatepost.policyd.wire import (
@@ -37,7 +38,7 @@ from gatepost.policyd.wire import (
 from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
 from gatepost.service import flow, log, replies
 from gatepost.service.hops import NOTE_AGE_S, Hop, policyd_key
-from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, STAGE_DURATION, UPSTREAM_DECISIONS
+from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, UPSTREAM_DECISIONS
 from gatepost.service.reference import new_reference
 from gatepost.service.reversal import Bounce
 from gatepost.service.series import Series
@@ -48,9 +49,9 @@ from gatepost.service.upstream import upstream_labels
 MAX_CONNECTIONS = 5000
 """Of one worker; one more is closed at once."""
 DRAIN_S = 5.0
-BACKLOG = 1024
 _TICK_S = 0.25
 _GRACE_S = 0.05
+_NOTHING_SEEN = Transaction()
 _STATES = frozenset(("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN"))
 
 Parser = Union[PolicyParser, SocketmapParser, TcpTableParser]
@@ -63,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._worker = worker
         self._tcp_table = tcp_table
         self._parser: Optional[Parser] = TcpTableParser() if tcp_table else None
-        self._transaction = Transaction()
+        self._transaction = _NOTHING_SEEN
         self._waiting: deque[Request] = deque()
         self._task: Optional[asyncio.Task[None]] = None
         self._recording: Optional[Future[bool]] = None
@@ -76,11 +77,10 @@ class Connection(asyncio.Protocol):
             self._worker.complain("connections", f"more than {MAX_CONNECTIONS} connections in one worker")
             self._transport.abort()
             return
-        self._worker.connections.add(self)
+        self._worker.joined(self)
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
-        self._worker.connections.discard(self)
-        self._worker.half_sent.pop(self, None)
+        self._worker.left(self)
         if self._task is not None:
             self._task.cancel()
 
@@ -113,11 +113,11 @@ class Connection(asyncio.Protocol):
             self._go_on()
 
     def _requests(self, parser: Parser, data: bytes) -> Sequence[Request]:
-        if isinstance(parser, PolicyParser):
-            return [PolicyRequest(attributes) for attributes in parser.feed(data)]
+        if isinstance(parser, SocketmapParser):
+            return [LookUp(name.decode("ascii", "replace"), text_of(key)) for name, key in parser.feed(data)]
         if isinstance(parser, TcpTableParser):
             return [LookUp(self._tcp_table, text_of(key), True) for key in parser.feed(data)]
-        return [LookUp(name.decode("ascii", "replace"), text_of(key)) for name, key in parser.feed(data)]
+        return [PolicyRequest(attributes) for attributes in parser.feed(data)]
 
     def _go_on(self) -> None:
         """Answer what waits, in its order, up to the first request that has to wait itself."""
@@ -206,10 +206,10 @@ class Connection(asyncio.Protocol):
         try:
             if isinstance(request, PolicyRequest):
                 answer = policy_reply(self._decide(request.attributes, fetched))
-                worker.series.observe(STAGE_DURATION, ("policy",), time.perf_counter() - began)
+                worker.policy_took(time.perf_counter() - began)
                 return answer
             answer = _map_reply(request, worker.look_up(request, fetched))
-            worker.series.observe(STAGE_DURATION, ("map",), time.perf_counter() - began)
+            worker.map_took(time.perf_counter() - began)
             return answer
         except Exception as error:  # noqa: BLE001  the outermost shell
             if isinstance(request, LookUp):
@@ -267,7 +267,7 @@ def _note(request: Attributes) -> str:
 
 def _map_reply(request: LookUp, entry: Entry) -> bytes:
     if not request.coded:
-        return netstring(octets_of(f"{entry.found.value} {entry.text}"))
+        return netstring(octets_of(f"{entry.found.word} {entry.text}"))
     code = {Found.OK: 200, Found.TEMP: 400}.get(entry.found, 500)
     return tcp_table_reply(code, octets_of(entry.text or "not found"))
 
@@ -278,14 +278,17 @@ def _unread(transport: asyncio.BaseTransport) -> int:
     return cast(int, struct.unpack("i", answer)[0])
 
 
-def serve(sockets: Sequence[tuple[str, socket.socket]], snapshot: Snapshot, series: Series, index: int = 0) -> None:
+def serve(
+    sockets: Sequence[tuple[str, socket.socket]], snapshot: Snapshot, series: Series, index: int, shares: Shares
+) -> None:
     """Serve on listening *sockets* until SIGUSR1 has drained this process; runs in its main thread.
 
     Each socket comes with the map that it is for where it speaks tcp_table, else with "". SIGUSR1 may arrive
     blocked. After it the sockets are closed here (their files stay, other workers share them), requests that have
     arrived are answered, and what is not complete 5 s later is cut off.
     """
-    worker = Worker(snapshot, series, expire=index == 0)
+    shares.join(index)
+    worker = Worker(snapshot, series, expire=index == 0, shares=shares)
     loop = _new_event_loop()
     loop.set_exception_handler(lambda _, fault: worker.fault("loop", fault["message"], fault.get("exception")))
     try:
@@ -307,18 +310,22 @@ async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Seque
     drain = asyncio.Event()
     loop.add_signal_handler(signal.SIGUSR1, drain.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-    servers = [await _listen(loop, sock, _connections(worker, tcp_table)) for tcp_table, sock in sockets]
+    acceptors = [
+        Acceptor(listener, _connections(worker, tcp_table), worker.shares, worker.not_taken)
+        for tcp_table, listener in sockets
+    ]
     worker.series.ready = True
     while not drain.is_set():
         worker.tick(time.monotonic())
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(drain.wait(), _TICK_S)
-    for server in servers:
-        server.close()
+    worker.shares.leave()
+    for acceptor in acceptors:
+        acceptor.close()
     worker.series.ready = False
     worker.draining = True
     end = time.monotonic() + DRAIN_S
-    while worker.connections and time.monotonic() < end:
+    while worker.shares.count and time.monotonic() < end:
         await asyncio.sleep(_GRACE_S)  # what has arrived is read and answered meanwhile
         worker.tick(time.monotonic())
         worker.drain()
@@ -328,16 +335,3 @@ async def _serve(loop: asyncio.AbstractEventLoop, worker: Worker, sockets: Seque
 
 def _connections(worker: Worker, tcp_table: str) -> Callable[[], Connection]:
     return lambda: Connection(worker, tcp_table)
-
-
-async def _listen(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, connection: Callable[[], Connection]
-) -> asyncio.AbstractServer:
-    if sock.family != socket.AF_UNIX:
-        return await loop.create_server(connection, sock=sock, backlog=BACKLOG)
-    # Python 3.13 and uvloop 0.22 would unlink the file, which all workers share; older ones lack the option.
-    keep: dict[str, Any] = {"cleanup_socket": False}
-    try:
-        return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG, **keep)
-    except TypeError:
-        return await loop.create_unix_server(connection, sock=sock, backlog=BACKLOG)

@@ -22,6 +22,7 @@ MAX_TCP_TABLE_OCTETS = 4096
 """Length of a tcp_table request or answer, with its end (tcp_table(5))."""
 
 _SIZE_DIGITS = len(str(MAX_SOCKETMAP_OCTETS))
+_COMMA, _ZERO = b",0"
 
 
 class ProtocolError(Exception):
@@ -80,43 +81,44 @@ class SocketmapParser:
     """Requests of socketmap_table(5): netstrings that hold the map's name, a space and the key."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._begun = b""
 
     @property
     def unfinished(self) -> bool:
         """Whether the beginning of a request waits for its rest."""
-        return bool(self._buffer)
+        return bool(self._begun)
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
         """Return map name and key of each request that *data* completes. Raises ProtocolError."""
-        buffer = self._buffer
-        buffer += data
+        if self._begun:
+            data = self._begun + data
         requests = []
         start = 0
-        while start < len(buffer):
-            colon = buffer.find(b":", start, start + _SIZE_DIGITS + 1)
-            size = _size(bytes(buffer[start : colon if colon >= 0 else start + _SIZE_DIGITS + 1]))
+        while start < len(data):
+            colon = data.find(b":", start, start + _SIZE_DIGITS + 1)
+            size = _size(data[start : colon if colon >= 0 else start + _SIZE_DIGITS + 1])
             end = colon + 1 + size
-            if colon < 0 or len(buffer) <= end:
+            if colon < 0 or len(data) <= end:
                 break
-            if buffer[end : end + 1] != b",":
+            if data[end] != _COMMA:
                 raise ProtocolError("netstring without its comma")
-            map_name, space, key = bytes(buffer[colon + 1 : end]).partition(b" ")
+            map_name, space, key = data[colon + 1 : end].partition(b" ")
             if not space:
                 raise ProtocolError("socketmap request without a key")
             requests.append((map_name, key))
             start = end + 1
-        del buffer[:start]
+        self._begun = data[start:]
         return requests
 
 
 def _size(digits: bytes) -> int:
     """Return the number that *digits*, the beginning or the whole of a netstring's length, stand for."""
-    if not digits.isdigit() or (digits[:1] == b"0" and len(digits) > 1):
+    if not digits.isdigit() or (len(digits) > 1 and digits[0] == _ZERO):
         raise ProtocolError("netstring without its length")
-    if int(digits) > MAX_SOCKETMAP_OCTETS:
+    size = int(digits)
+    if size > MAX_SOCKETMAP_OCTETS:
         raise ProtocolError(f"socketmap request longer than {MAX_SOCKETMAP_OCTETS} octets")
-    return int(digits)
+    return size
 
 
 class TcpTableParser:

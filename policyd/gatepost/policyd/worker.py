@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, TypeVar, Union
 
 from gatepost.policyd import decisions
+from gatepost.policyd.accepting import Shares
 from gatepost.policyd.decisions import Entry, Found, Transaction
 from gatepost.policyd.presenting import Presenting
 from gatepost.service import log, reversal, rewriting, shared
 from gatepost.service.addresses import domain_of
 from gatepost.service.ledger import Bounced, Record
 from gatepost.service.ledger import Entry as LedgerEntry
-from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES
+from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES, STAGE_DURATION
 from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
 from gatepost.service.series import Series
@@ -44,6 +45,8 @@ _NOBODYS = ".invalid"
 """No mail comes from such a domain (RFC 6761, 6.4): who asks for it, as `gatepost doctor` does, has no bounce."""
 _SAME_BOUNCE_S = 10.0
 _BOUNCED = 10_000
+_TOGETHER = 100
+"""How many bounces are written at once, at the latest."""
 _WRITING = 10_000
 """How many records may wait for the disk."""
 
@@ -101,24 +104,45 @@ _NOTHING = Fetched()
 class Worker:
     """What the connections of one process share. *half_sent*: since when which connection is owed or owes something."""
 
-    def __init__(self, snapshot: Snapshot, series: Series, *, expire: bool = False) -> None:
+    def __init__(
+        self, snapshot: Snapshot, series: Series, *, expire: bool = False, shares: Optional[Shares] = None
+    ) -> None:
         self.snapshot = snapshot
         self.series = series
+        self.policy_took = series.observer(STAGE_DURATION, ("policy",))
+        self.map_took = series.observer(STAGE_DURATION, ("map",))
         self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
         self.notes = shared.notes(snapshot.config)
         self.presenting = Presenting(snapshot)
         self._spool = shared.spool(snapshot.config, series)
         self._writer = ThreadPoolExecutor(1, "spool")  # a disk that hangs must not hold up the maps
-        self._may_write = threading.BoundedSemaphore(_WRITING)
+        self._writing = 0
+        self._writing_lock = threading.Lock()
         self._bounced: dict[str, float] = {}
+        self._bounces: list[Record] = []
         self.spf = shared.spf(snapshot.config, series)
         self._fcrdns = shared.fcrdns(snapshot.config)
+        self.shares = shares or Shares()
         self.connections: set[Client] = set()
         self.half_sent: dict[Client, float] = {}
         self.draining = False
         self._complain_at = 0.0
         self._not_logged = 0
+
+    def joined(self, connection: Client) -> None:
+        """Serve one more connection."""
+        self.connections.add(connection)
+
+    def not_taken(self, text: str) -> None:
+        """Count and log that a connection could not be taken."""
+        self.complain("connections", text, closed=False)
+
+    def left(self, connection: Client) -> None:
+        """Forget a connection that is closed."""
+        self.connections.discard(connection)
+        self.half_sent.pop(connection, None)
+        self.shares.left(connection)
 
     def complain(self, kind: str, text: str, *, closed: bool = True) -> None:
         """Count what went wrong with a connection or the store, and log it, at most one a second."""
@@ -152,7 +176,7 @@ class Worker:
     def record_refusal(self, record: Record) -> None:
         """Have a refusal written into the ledger. Nobody waits for it."""
         if self._spool is not None:
-            self._write_later(self._spool.add_refusal, self._named(record))
+            self._write_later(self._spool.add_refusal, self._named(record), 1)
 
     def _named(self, record: Record) -> Record:
         """Return *record* with what DNS has said of the client by now, where Postfix said nothing."""
@@ -168,7 +192,10 @@ class Worker:
             self._fcrdns.refresh(text_of(attributes.get(b"client_address", b"")), int(time.time()))
 
     def record_bounce(self, address: str) -> None:
-        """Have it written that mail came back to an SRS address; Postfix asks the maps several times for each."""
+        """Have it written, with the next tick, that mail came back to an SRS address.
+
+        Postfix asks the maps several times for each. To wake the thread that writes costs more than a look-up.
+        """
         if self._spool is None:
             return
         now = time.monotonic()
@@ -177,13 +204,28 @@ class Worker:
         if len(self._bounced) >= _BOUNCED:
             self._bounced.clear()
         self._bounced[address] = now + _SAME_BOUNCE_S
-        self._write_later(self._spool.add, [Bounced(address.lower(), time.time())])
+        self._bounces.append(Bounced(address.lower(), time.time()))
+        if len(self._bounces) >= _TOGETHER:
+            self._write_bounces()
 
-    def _write_later(self, write: Callable[[T], bool], what: T) -> None:
-        if not self._may_write.acquire(blocking=False):
-            self.series.add(LEDGER_RECORDS, ("lost",))
+    def _write_bounces(self) -> None:
+        if self._spool is not None and self._bounces:
+            bounces, self._bounces = self._bounces, []
+            self._write_later(self._spool.add, bounces, len(bounces))
+
+    def _write_later(self, write: Callable[[T], bool], what: T, count: int) -> None:
+        """Have *what*, *count* records, written, unless too many wait already."""
+        with self._writing_lock:
+            full = self._writing + count > _WRITING
+            self._writing += 0 if full else count
+        if full:
+            self.series.add(LEDGER_RECORDS, ("lost",), count)
             return
-        self._writer.submit(write, what).add_done_callback(lambda _: self._may_write.release())
+        self._writer.submit(write, what).add_done_callback(lambda _: self._written(count))
+
+    def _written(self, count: int) -> None:
+        with self._writing_lock:
+            self._writing -= count
 
     def store_failed(self, error: StoreError) -> None:
         """Count a failure of the store, and log it, at most one a second."""
@@ -245,10 +287,10 @@ class Worker:
             entry = self._unless_spared(self.spf, request.key, entry)
         known = entry.found is not Found.PERM
         itself = fetched.rewritten is not None and fetched.rewritten.form == decisions.NONE
-        result = "unrewritable" if itself and entry.found is Found.OK else entry.found.value.lower()
+        result = "unrewritable" if itself and entry.found is Found.OK else entry.found.label
         self.series.add(MAP_LOOKUPS, (request.map_name if known else "other", result))
         if entry.bounce is not None and not entry.text.endswith(_NOBODYS):
-            self.series.add(SRS_REVERSALS, (entry.bounce.value,))
+            self.series.add(SRS_REVERSALS, entry.bounce.labels)
             if entry.bounce is Bounce.ORIGINAL:
                 self.record_bounce(request.key)
         return entry
@@ -277,6 +319,7 @@ class Worker:
     def tick(self, now: float) -> None:
         """Show that this process is alive; cut off what has been half sent for too long."""
         self.series.beat(now)
+        self._write_bounces()
         if self._spool is not None:
             self._spool.tick()
         for connection in [item for item, since in self.half_sent.items() if now - since > HALF_SENT_S]:
@@ -291,6 +334,7 @@ class Worker:
         """Close all that is left, complete or not; what is to be recorded is written."""
         for connection in list(self.connections):
             connection.abort()
+        self._write_bounces()
         self._writer.shutdown()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -43,6 +44,7 @@ class Guesses:
         return (count, since) if 0 <= now - since < WINDOW_S else (0, now)
 
 
+@lru_cache(1024)
 def _network(client: str) -> str:
     """Return what stands for *client*: of IPv6 the /56, which one site may fill with addresses."""
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple, Optional
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ from gatepost.service.addresses import parse_address
 from gatepost.service.snapshot import Snapshot, srs_domain_of
 from gatepost.service.srs_config import COMPACT, Format
 from gatepost.srs import Address, AddressError, Expired, HashMismatch, NotSrs, SrsError
+from gatepost.srs.classic import is_tagged
 
 DAY_S = 86400
 SKEW_S = 300
@@ -35,6 +36,10 @@ class Bounce(Enum):
     UNKNOWN = "unknown"
     """Compact, and the store has no original for its token: expired long ago, forged, or in another host's store."""
 
+    def __init__(self, word: str) -> None:
+        self.labels = (word,)
+        """For metrics. `value` is a descriptor, which costs more than all else there."""
+
 
 class Reversal(NamedTuple):
     """*original*: the original sender in its written form, "" unless *bounce* is ORIGINAL."""
@@ -46,6 +51,7 @@ class Reversal(NamedTuple):
 _NOT_SRS = Reversal(Bounce.NOT_SRS)
 _SRS0, _EXCHANGE = Format.SRS0.value, Format.EXCHANGE.value
 _SHAPE = re.compile(r'(?:\+|%2[Bb])[Ss][Rr][Ss](?:=|%3[Dd])|^"?[Ss][Rr][Ss][01](?:[=+-]|%3[Dd]|%2[BbDd])')
+_normal = lru_cache(256)(normalize_domain)  # nearly all are the few of this host
 _COMPACT_SHAPE = re.compile(r'"?bounces(?:\+|%2B)SRS(?:=|%3D)[A-Z2-7]{16}(?:=|%3D)\w\w"?@', re.IGNORECASE)
 
 
@@ -60,13 +66,15 @@ def reverse(snapshot: Snapshot, rcpt: str, now: int, stored: Stored) -> Reversal
     Some MTAs lower-case it, put it into quotes, or write %2B and %3D for + and =. *stored* is asked about a token of
     the compact form only; what it raises passes through.
     """
-    if "srs" not in rcpt.lower() or _SHAPE.search(rcpt) is None:  # the first is fast, and says it of nearly all
+    lowered = rcpt.lower()
+    # Fast, and enough for nearly all; the expression says the same of what has +srs= in it.
+    if "srs" not in lowered or ("+srs=" not in lowered and _SHAPE.search(rcpt) is None):
         return _NOT_SRS
     try:
         address = parse_address(rcpt)
     except AddressError:
         return _NOT_SRS
-    domain = normalize_domain(address.domain)
+    domain = _normal(address.domain)
     if domain is None or not ours(snapshot, domain):
         return Reversal(Bounce.FOREIGN)
     if address.domain != domain:
@@ -103,24 +111,25 @@ def _original(snapshot: Snapshot, address: Address, now: int, stored: Stored) ->
 
     `SRS0=…=a+SRS=…` has the form of both formats, so that a wrong hash for one does not end the search.
     """
-    failure: SrsError = NotSrs("no format that is reversed here")
-    for read in _readers(snapshot, stored):
+    failure: Optional[SrsError] = None
+    today = day(now)
+    for read in _readers(snapshot, address, stored):
         try:
-            return read(address, day(now))
+            return read(address, today)
         except NotSrs:
             continue
         except HashMismatch as error:
             failure = error
         except Expired:
-            if day(now + SKEW_S) == day(now):
+            if day(now + SKEW_S) == today:
                 raise
             return read(address, day(now + SKEW_S))  # made just now, where it is tomorrow already
-    raise failure
+    raise failure or NotSrs("no format that is reversed here")
 
 
-def _readers(snapshot: Snapshot, stored: Stored) -> Iterator[Callable[[Address, int], Address]]:
+def _readers(snapshot: Snapshot, address: Address, stored: Stored) -> Iterator[Callable[[Address, int], Address]]:
     forms = snapshot.reversed_forms
-    if _SRS0 in forms:
+    if _SRS0 in forms and is_tagged(address.local):
         yield snapshot.classic.reverse
     if _EXCHANGE in forms:
         yield snapshot.exchange.reverse

@@ -32,8 +32,11 @@ def leaves(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple
     if not isinstance(command, click.Group):
         yield path, command
         return
-    for name, subcommand in command.commands.items():
-        yield from leaves(subcommand, (*path, name))
+    context = click.Context(command)
+    for name in command.list_commands(context):
+        subcommand = command.get_command(context, name)
+        if subcommand:
+            yield from leaves(subcommand, (*path, name))
 
 
 LEAVES = [pytest.param(path, command, id=" ".join(path)) for path, command in leaves(main)]

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Optional
 
 from gatepost.admin.check_model import NOT_A_BOUNCE, SRS_BOUNCE, UNREWRITABLE, Answer, Envelope, Question, Report
 from gatepost.admin.check_notes import on_all, on_daemon, on_export, on_forwarding, on_srs, on_switch
+from gatepost.admin.configuration import store_error
 from gatepost.admin.srs_commands import bare, verdict
-from gatepost.milter.transaction import header_addresses
 from gatepost.relay import Client, Mail, Organization, Reason, Result, explain
 from gatepost.service import flow, replies, reversal, rewriting, upstream_words
 from gatepost.service.addresses import routed
@@ -24,7 +24,6 @@ from gatepost.service.reversal import Bounce, Stored
 from gatepost.service.rewriting import Egress
 from gatepost.service.snapshot import Snapshot, mint_domain
 from gatepost.service.srs_config import ReverseBy
-from gatepost.service.store import StoreError
 from gatepost.service.upstream import why_refused
 from gatepost.srs import AddressError
 
@@ -37,7 +36,7 @@ _MENDING = (Treatment.REWRITE, Treatment.UNREWRITABLE)
 def examine(snapshot: Snapshot, question: Question, now: int, stored: Stored) -> Report:
     """Decide on every recipient of *question* as the daemons would. *now*: Unix seconds."""
     config = snapshot.config
-    mail = Mail(bare(question.mail_from), header_addresses(question.header_from))
+    mail = Mail(bare(question.mail_from), _addresses(question.header_from))
     client = snapshot.rules.client(
         question.ip,
         question.certificate_names,
@@ -63,6 +62,14 @@ def examine(snapshot: Snapshot, question: Question, now: int, stored: Stored) ->
     )
 
 
+def _addresses(header_from: Sequence[str]) -> tuple[str, ...]:
+    if not header_from:
+        return ()
+    from gatepost.milter.transaction import header_addresses  # loads email
+
+    return header_addresses(header_from)
+
+
 def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int, stored: Stored) -> Answer:
     judgement = flow.judge(snapshot, client, mail, rcpt, headers_seen=True)
     words = explain(judgement.verdict, client, mail, rcpt, snapshot.config.relay.requirements)
@@ -73,7 +80,7 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
     answer = Answer(before, judgement, enforced, words, words.decision, reason)
     try:
         found = reversal.reverse(snapshot, rcpt, now, stored)
-    except StoreError as error:
+    except store_error() as error:
         return _put_off(answer, error)
     refusal = flow.srs_refusal(found.bounce, lambda: False)
     if refusal is not None:
@@ -83,11 +90,10 @@ def _answer(snapshot: Snapshot, client: Client, mail: Mail, rcpt: str, now: int,
     return _with_upstream(snapshot, _relay(snapshot, client, answer, now))
 
 
-def _put_off(answer: Answer, error: StoreError) -> Answer:
+def _put_off(answer: Answer, error: Exception) -> Answer:
     """Answer for a compact SRS address while the store is away."""
     rcpt = answer.before.rcpt
-    return replace(
-        answer,
+    return answer._replace(
         decision=f"Put off: {rcpt} is a compact SRS address, and the store cannot be asked for its original.",
         reason="store-away",
         refused=True,
@@ -108,8 +114,7 @@ def _srs_refused(
         'srs.form = "long".',
         Bounce.EXPIRED: "Raise srs.validity_days if bounces are to be taken back for longer.",
     }[bounce]
-    return replace(
-        answer,
+    return answer._replace(
         decision=decision_for(reason, rcpt),
         reason=reason,
         refused=True,
@@ -144,8 +149,7 @@ def _bounce(snapshot: Snapshot, answer: Answer, original: str, now: int) -> Answ
     """Answer for an SRS address that this host made and that is good: bounces go to *original* (S9)."""
     mail_from, rcpt = answer.before.mail_from, answer.before.rcpt
     if not flow.may_write_to_srs(snapshot, mail_from):
-        return replace(
-            answer,
+        return answer._replace(
             decision=decision_for(NOT_A_BOUNCE, rcpt),
             reason=NOT_A_BOUNCE,
             refused=True,
@@ -159,9 +163,8 @@ def _bounce(snapshot: Snapshot, answer: Answer, original: str, now: int) -> Answ
         )
     after = Envelope(_returning(snapshot, mail_from, now), original)
     there = flow.at_upstream(snapshot, Mail(after.mail_from), original)
-    answer = replace(
-        answer,
-        judgement=replace(answer.judgement, upstream=there),
+    answer = answer._replace(
+        judgement=answer.judgement._replace(upstream=there),
         decision=returned_decision(rcpt, original),
         reason=SRS_BOUNCE,
         envelope=after,
@@ -195,14 +198,14 @@ def _relay(snapshot: Snapshot, client: Client, answer: Answer, now: int) -> Answ
     result = judgement.verdict.result
     if result is Result.INSIDE:
         notes = tuple(on_forwarding(snapshot, before, now))
-        return replace(answer, notes=notes, envelope=before, enforced=before)
+        return answer._replace(notes=notes, envelope=before, enforced=before)
     passed = None if judgement.enforce else _monitored(snapshot, judgement, before, now)
     notes = (
         *on_switch(snapshot, judgement),
         *on_daemon(snapshot, judgement),
         *on_srs(snapshot, judgement, before),
     )
-    answer = replace(answer, effective=judgement.enforce, notes=notes, envelope=passed)
+    answer = answer._replace(effective=judgement.enforce, notes=notes, envelope=passed)
     if result is Result.REFUSE:
         answer = _refused(snapshot, client, answer)
         if answer.action not in TAKING and not answer.mended:
@@ -210,8 +213,7 @@ def _relay(snapshot: Snapshot, client: Client, answer: Answer, now: int) -> Answ
     try:
         leaving = _leaving(snapshot, before, judgement.verdict.organization, now)
     except AddressError as error:
-        return replace(
-            answer,
+        return answer._replace(
             decision=decision_for(UNREWRITABLE, before.rcpt),
             reason=UNREWRITABLE,
             refused=True,
@@ -222,7 +224,7 @@ def _relay(snapshot: Snapshot, client: Client, answer: Answer, now: int) -> Answ
             remedies=("Let the application use a shorter, well-formed P1, or one in an accepted domain.",),
             also=(),
         )
-    return replace(answer, envelope=passed or leaving, enforced=leaving)
+    return answer._replace(envelope=passed or leaving, enforced=leaving)
 
 
 def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
@@ -232,15 +234,14 @@ def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
     helps = tuple(upstream_words.remedies(snapshot, judgement, answer.before.mail_from, mended=answer.mended))
     if there is not None and answer.reason == Reason.NULL_SENDER.value and answer.refused:
         helps = tuple(upstream_words.for_null_sender(snapshot, rcpt))
-        answer = replace(answer, notes=(*answer.notes, upstream_words.NOT_ENOUGH) if helps else answer.notes)
+        answer = answer._replace(notes=(*answer.notes, upstream_words.NOT_ENOUGH) if helps else answer.notes)
     if there is None or judgement.upstream is None:
-        return replace(answer, upstream_remedies=helps)
+        return answer._replace(upstream_remedies=helps)
     sentence = upstream_words.decision(there, judgement.upstream, mail_from)
     if answer.if_enforced.treatment is not Treatment.UPSTREAM:
-        return replace(answer, notes=(*answer.notes, sentence), upstream_remedies=helps)
+        return answer._replace(notes=(*answer.notes, sentence), upstream_remedies=helps)
     reason = why_refused(judgement.upstream)
-    return replace(
-        answer,
+    return answer._replace(
         decision=decision_for(reason, rcpt),
         reason=reason if judgement.enforce else answer.reason,
         refused=True,
@@ -258,17 +259,17 @@ def _with_upstream(snapshot: Snapshot, answer: Answer) -> Answer:
 def _refused(snapshot: Snapshot, client: Client, answer: Answer) -> Answer:
     """Answer for what the relay rule refuses; relay.action says what is done about it."""
     verdict, words, notes = answer.judgement.verdict, answer.explanation, answer.notes
-    answer = replace(answer, refused=True, failed=words.failed, remedies=words.remedies, also=words.also)
+    answer = answer._replace(refused=True, failed=words.failed, remedies=words.remedies, also=words.also)
     if flow.left_to_mta(snapshot, verdict):
-        return replace(answer, reason=LEFT_TO_MTA, decision=decision_for(LEFT_TO_MTA, answer.before.rcpt))
+        return answer._replace(reason=LEFT_TO_MTA, decision=decision_for(LEFT_TO_MTA, answer.before.rcpt))
     action = snapshot.action(verdict.organization)
     if action is RefusalAction.REWRITE and answer.if_enforced.treatment in _MENDING:
         decision = mended_decision(words.decision)
-        return replace(answer, decision=decision, action=action, refused=False, mended=True, remedies=(), also=())
+        return answer._replace(decision=decision, action=action, refused=False, mended=True, remedies=(), also=())
     offered = tuple(_offer_of_rewrite(snapshot, client, answer))
-    answer = replace(answer, notes=(*notes, *on_export(snapshot, answer)), remedies=(*offered, *answer.remedies))
+    answer = answer._replace(notes=(*notes, *on_export(snapshot, answer)), remedies=(*offered, *answer.remedies))
     reply = str({RefusalAction.TEMPFAIL: replies.RELAY_DEFERRED}.get(action, replies.RELAY_DENIED))
-    return replace(answer, action=action, reply="" if action in TAKING else reply)
+    return answer._replace(action=action, reply="" if action in TAKING else reply)
 
 
 def _offer_of_rewrite(snapshot: Snapshot, client: Client, answer: Answer) -> Iterator[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import click
 
@@ -16,7 +15,7 @@ from gatepost.admin import check_output
 from gatepost.admin.check import examine
 from gatepost.admin.check_model import Question, Report
 from gatepost.admin.configuration import (
-    open_store,
+    originals,
     printable,
     problems_reported,
     snapshot_with_placeholder,
@@ -36,8 +35,7 @@ class QuestionError(ValueError):
         self.name = name
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """The options of `gatepost check`. message: a file, "-" for standard input."""
 
     ip: Optional[str] = None
@@ -54,8 +52,7 @@ class Given:
 NOTHING = Given()
 
 
-@dataclass(frozen=True)
-class Circumstances:
+class Circumstances(NamedTuple):
     """Under which configuration and on which day to judge; missing_secret: there is no SRS secret in that file."""
 
     snapshot: Snapshot
@@ -72,7 +69,7 @@ class Circumstances:
         if self.missing_secret is None or not rewritten:
             return report
         note = f"There is no SRS secret yet ({self.missing_secret}), so the hash of the SRS address is a placeholder."
-        return replace(report, notes=(*report.notes, note))
+        return report._replace(notes=(*report.notes, note))
 
 
 def circumstances(path: Path, requirements: Optional[str], at: Optional[datetime]) -> Circumstances:
@@ -82,7 +79,7 @@ def circumstances(path: Path, requirements: Optional[str], at: Optional[datetime
         snapshot, missing_secret = snapshot_with_placeholder(path, now)
     if requirements:
         snapshot = with_requirements(snapshot, RuleSet(requirements))
-    return Circumstances(snapshot, now, open_store(snapshot.config).found, missing_secret)
+    return Circumstances(snapshot, now, originals(snapshot.config), missing_secret)
 
 
 def run(path: Path, given: Given, requirements: Optional[str], at: Optional[datetime], *, as_json: bool) -> int:
@@ -123,8 +120,7 @@ def _described(given: Given, now: int) -> Question:
         from gatepost.admin.check_certificate import read  # loads cryptography
 
         names, sentence = read(file, now)
-        question = replace(
-            question,
+        question = question._replace(
             certificate_names=(*question.certificate_names, *names),
             taken=(*question.taken, f"Certificate {sentence}."),
         )

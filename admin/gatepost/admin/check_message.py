@@ -8,7 +8,6 @@ import itertools
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from email.message import Message
 from email.parser import BytesHeaderParser
 from pathlib import Path
@@ -94,7 +93,7 @@ def read_headers(stream: BinaryIO) -> Message:
 
 
 def _taking(question: Question, what: str, **fields: object) -> Question:
-    return replace(question, taken=(*question.taken, f"{what}."), **fields)  # type: ignore[arg-type]
+    return question._replace(taken=(*question.taken, f"{what}."), **fields)  # type: ignore[arg-type]
 
 
 def _recipients(message: Message) -> tuple[str, tuple[str, ...]]:

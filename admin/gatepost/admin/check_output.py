@@ -14,7 +14,6 @@ import click
 from gatepost.admin.check import TAKING
 from gatepost.admin.check_model import Answer, Envelope, Question, Report
 from gatepost.admin.configuration import printable
-from gatepost.milter.session import TAG as TAG_HEADER
 from gatepost.relay import Result, RuleSet
 from gatepost.service.flow import Treatment
 from gatepost.service.ledger import LEFT_TO_MTA
@@ -165,10 +164,9 @@ def consequence(answer: Answer) -> str:
             "releases it (postsuper -H) or deletes it (postsuper -d)"
         )
     if answer.action is RefusalAction.TAG:
-        return (
-            "The whole message is let through with the header "
-            f"{TAG_HEADER}: refused; reason={answer.reason} (action = tag)"
-        )
+        from gatepost.milter.session import TAG  # loads most of the milter
+
+        return f"The whole message is let through with the header {TAG}: refused; reason={answer.reason} (action = tag)"
     if not answer.reply:
         return "The recipient is left to Postfix's own restrictions"
     by = " (upstream.refuse)" if answer.if_enforced.treatment is Treatment.UPSTREAM else ""

@@ -1,41 +1,71 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The `gatepost` command: its options and its help. What a subcommand does is loaded when it runs."""
+"""The `gatepost` command, its options and its help. A subcommand is loaded when named, what it does when it runs."""
 
 from __future__ import annotations
 
 import os
-import sys
+from importlib import import_module
+from typing import Optional
 
 import click
 
-from gatepost.admin.command_check import check, explain, replay
-from gatepost.admin.command_config import config_group
-from gatepost.admin.command_daemons import milter, policyd, run
-from gatepost.admin.command_doctor import doctor
-from gatepost.admin.command_import import import_group
-from gatepost.admin.command_report import ledger, report
-from gatepost.admin.command_setup import setup
-from gatepost.admin.command_srs import srs
-from gatepost.admin.command_status import status
-from gatepost.admin.options import as_path
 from gatepost.service.paths import DEFAULT_PATH
 from gatepost.service.version import __version__
 
 click.UsageError.exit_code = os.EX_USAGE  # sysexits.h has 64 where click has 2
 
 
+SECTIONS: dict[str, dict[str, str]] = {
+    "Set it up": {
+        "config": "command_config:config_group",
+        "import": "command_import:import_group",
+        "setup": "command_setup:setup",
+        "doctor": "command_doctor:doctor",
+    },
+    "Run it": {
+        "run": "command_daemons:run",
+        "milter": "command_daemons:milter",
+        "policyd": "command_daemons:policyd",
+        "status": "command_status:status",
+        "bypass": "command_bypass:bypass",
+    },
+    "Ask it": {
+        "check": "command_check:check",
+        "explain": "command_check:explain",
+        "replay": "command_check:replay",
+        "report": "command_report:report",
+        "ledger": "command_report:ledger",
+        "srs": "command_srs:srs",
+    },
+    "Try it": {"demo": "command_demo:demo"},
+}
+"""The subcommands by what one is about to do, and where each is defined."""
+_PLACES = {name: place for section in SECTIONS.values() for name, place in section.items()}
 _SENTENCE = 200
 """So long may the first sentence of a subcommand's help be; it goes on in another line."""
 
 
 class Sections(click.Group):
-    """A group whose help has its subcommands by what one is about to do."""
+    """A group of SECTIONS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the subcommands, as completion offers them."""
+        return sorted(_PLACES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Optional[click.Command]:
+        """Return a subcommand, None where there is none of that name."""
+        if cmd_name not in _PLACES:
+            return None
+        module, _, name = _PLACES[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(f"gatepost.admin.{module}"), name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a table for each of SECTIONS."""
-        for title, subcommands in SECTIONS.items():
+        for title, names in SECTIONS.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
             with formatter.section(title):
-                formatter.write_dl([(str(item.name), item.get_short_help_str(_SENTENCE)) for item in subcommands])
+                formatter.write_dl([(name, item.get_short_help_str(_SENTENCE)) for name, item in commands if item])
 
 
 @click.group(
@@ -71,54 +101,3 @@ def main(context: click.Context, config: str) -> None:
     context.obj = config
     if "NO_COLOR" in os.environ:
         context.color = False
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  gatepost bypass on             mail passes untouched from this moment
-  gatepost bypass status || echo "bypass is on"
-  gatepost bypass off"""
-)
-@click.argument("action", metavar="[on|off|status]", default="status", type=click.Choice(["on", "off", "status"]))
-@click.pass_obj
-def bypass(config: str, action: str) -> None:
-    """Take gatepost out of the way of mail, or back in.
-
-    That happens at once and without touching the MTA's configuration: mail passes, nothing is refused or
-    rewritten. It lasts until `gatepost bypass off`, restarts included.
-    Exit status of status: 0 if bypass is off, 1 if it is on.
-    """
-    from gatepost.admin import bypass
-
-    sys.exit(bypass.run(as_path(config), action))
-
-
-@click.command(
-    epilog="""\b
-Examples:
-  sudo gatepost demo
-  sudo gatepost demo --keep"""
-)
-@click.option("--keep", is_flag=True, help="Leave all of it running until Ctrl-C, to try by hand.")
-def demo(keep: bool) -> None:
-    """Show the relay rule and SRS on a private Postfix, with real mail.
-
-    The Postfix, gatepost and a next hop that stands for the Internet run on loopback in a temporary folder; the
-    system's own MTA is left alone. For root only: Postfix chroots its daemons.
-    Exit status: 0 if everything went as it must, 1 if not, 77 without root.
-    """
-    from gatepost.admin.demo import run
-
-    sys.exit(run(keep=keep))
-
-
-SECTIONS: dict[str, tuple[click.Command, ...]] = {
-    "Set it up": (config_group, import_group, setup, doctor),
-    "Run it": (run, milter, policyd, status, bypass),
-    "Ask it": (check, explain, replay, report, ledger, srs),
-    "Try it": (demo,),
-}
-for subcommands in SECTIONS.values():
-    for subcommand in subcommands:
-        main.add_command(subcommand)

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from gatepost.admin import garbage
 from gatepost.admin.options import as_path
 
 
@@ -48,6 +49,7 @@ def policyd(config: str) -> None:
 
 
 def _daemons(config: str, *names: str) -> None:
+    garbage.look_as_usual()
     from gatepost.admin.run import run as run_daemons
 
     sys.exit(run_daemons(as_path(config), names))

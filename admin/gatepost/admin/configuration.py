@@ -12,19 +12,23 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
-from typing import NoReturn, Optional
+from typing import TYPE_CHECKING, NoReturn, Optional
 
 import click
 
 from gatepost.relay import RuleSet
 from gatepost.service import certificates, log
 from gatepost.service.config import Config, load, parse, read
+from gatepost.service.reversal import Stored
 from gatepost.service.secret import read_keys
 from gatepost.service.snapshot import Snapshot, build
-from gatepost.service.store import Store
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key, Keys
+
+if TYPE_CHECKING:
+    from gatepost.service.store import Store
 
 PLACEHOLDER = Keys([b"placeholder"])
 """In place of the SRS keys, where something is only looked at."""
@@ -145,8 +149,23 @@ def closed_to_owner(config: Config, paths: Sequence[Path]) -> tuple[str, list[Pa
 
 def open_store(config: Config) -> Store:
     """Return the store. Root first becomes the owner of the state directory, for good."""
+    from gatepost.service.store import Store
+
     become_owner(config)
     return Store(config.store_url)
+
+
+def originals(config: Config) -> Stored:
+    """Return what asks the store for the original of a token; the first time, as `open_store`."""
+    store = cache(lambda: open_store(config))
+    return lambda token: store().found(token)
+
+
+def store_error() -> type[Exception]:
+    """Return StoreError: behind `except`, the store is loaded only where something is raised."""
+    from gatepost.service.store import StoreError
+
+    return StoreError
 
 
 def in_words(moment: datetime) -> str:

@@ -115,10 +115,10 @@ def _today(snapshot: Snapshot, recorded: list[Recorded]) -> Report:
     when = int(min(entry.time for entry in entries))
     report = examine(snapshot, question_of(entries), when, Store(snapshot.config.store_url).found)
     answers = (
-        answer if entry.header_from else replace(answer, explanation=replace(answer.explanation, p2=_P2_UNKNOWN))
+        answer if entry.header_from else answer._replace(explanation=replace(answer.explanation, p2=_P2_UNKNOWN))
         for entry, answer in zip(entries, report.answers)
     )
-    return replace(report, answers=tuple(answers))
+    return report._replace(answers=tuple(answers))
 
 
 def _not_found(config: Config, database: Database, name: str, lag: Optional[LedgerLags]) -> None:

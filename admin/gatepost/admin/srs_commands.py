@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
 from urllib.parse import unquote
 
 import click
@@ -21,6 +21,7 @@ from gatepost.admin.configuration import (
     problems_reported,
     resign_ownership,
     secret_missing,
+    store_error,
 )
 from gatepost.relay import Organization, Patterns
 from gatepost.service import rewriting
@@ -32,12 +33,14 @@ from gatepost.service.rewriting import BOUNCES, Egress
 from gatepost.service.secret import ensure_secret
 from gatepost.service.snapshot import Snapshot, load_snapshot, srs_domain_of
 from gatepost.service.srs_config import COMPACT, Format
-from gatepost.service.store import Store, StoreError
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Address, AddressError, Inspection, NotSrs, SrsError
 from gatepost.srs import inspect as inspect_address
 from gatepost.srs.compact import TOKEN_LENGTH
 from gatepost.srs.stamp import PERIOD_DAYS
+
+if TYPE_CHECKING:
+    from gatepost.service.store import Store
 
 _OLDEST_DAYS = 1000
 """What srs.validity_days may be at most."""
@@ -291,7 +294,7 @@ def _snapshot_if_any(path: Path) -> tuple[Optional[Snapshot], str]:
 def _state(snapshot: Snapshot, store: Store, text: str, now: int) -> str:
     try:
         reversal = reverse_address(snapshot, text, now, store.found)
-    except StoreError as error:
+    except store_error() as error:
         return f"not checked: the store cannot be asked: {error}"
     if reversal.bounce is Bounce.ORIGINAL:
         return f"made here, the hash is right and it has not expired: bounces to it go to {reversal.original}"
@@ -349,7 +352,7 @@ def _each(addresses: Sequence[str], function: Callable[[str], str], between: str
     for address, is_line in _lines(addresses):
         try:
             result = function(bare(address)) if address or not is_line else ""
-        except (_Refused, SrsError, StoreError) as error:
+        except (_Refused, SrsError, store_error()) as error:
             complain(f"{address or '<>'}: {error}")
             status, result = os.EX_DATAERR, ""
         if result or (is_line and not between):

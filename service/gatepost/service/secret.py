@@ -11,7 +11,6 @@ import base64
 import contextlib
 import os
 import re
-import secrets
 import stat
 from collections.abc import Sequence
 from datetime import date, timedelta
@@ -91,7 +90,7 @@ def ensure_secret(path: Path, mode: int = 0o600) -> bool:
 
 def new_secret() -> bytes:
     """Return a random secret of 256 bits, in base64."""
-    return base64.b64encode(secrets.token_bytes(32))
+    return base64.b64encode(os.urandom(32))
 
 
 def rotated(

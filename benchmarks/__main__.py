@@ -57,8 +57,8 @@ def main() -> int:
         print(f"{name}: {MODULES[name]} …", file=sys.stderr, flush=True)
         found[name] = list(importlib.import_module(f"benchmarks.{name}").run(effort))
         console.print(table(name, found[name]))
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(document(effort, found), indent=2) + "\n")
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(document(effort, found), indent=2) + "\n")
     print(f"written: {arguments.json}", file=sys.stderr)
     missed = [figure for figures in found.values() for figure in figures if figure.met is False]
     return 1 if missed else 0

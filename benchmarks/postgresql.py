@@ -103,6 +103,9 @@ class PostgreSQL:
 
 
 def _waited_for_s(pid: int) -> float:
-    """Return the CPU seconds of children that have ended (proc(5), fields 16 and 17 of stat)."""
-    fields: Iterable[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    """Return the CPU seconds of children that have ended (proc(5), fields 16 and 17 of stat); 0 if it has, too."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[13:15]
+    except OSError:
+        return 0.0
     return sum(map(int, fields)) / os.sysconf("SC_CLK_TCK")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Optional
 
@@ -91,9 +92,7 @@ def _known(connection: sa.engine.Connection, references: Sequence[str]) -> dict[
     return found
 
 
-def _add_bounces(database: Database, connection: sa.engine.Connection, items: Sequence[Bounced]) -> None:
-    if not items:
-        return
+def _add_bounces(database: Database, connection: sa.engine.Connection, items: Iterable[Bounced]) -> None:
     insert = database.insert(bounces).values(address=sa.bindparam("address"), count=1, last=sa.bindparam("time"))
     fresh = insert.excluded.last - bounces.c.last > SAME_BOUNCE_S
     update = {
@@ -101,7 +100,20 @@ def _add_bounces(database: Database, connection: sa.engine.Connection, items: Se
         "last": sa.case((insert.excluded.last > bounces.c.last, insert.excluded.last), else_=bounces.c.last),
     }
     statement = insert.on_conflict_do_update(index_elements=[bounces.c.address], set_=update)
-    connection.execute(statement, [item._asdict() for item in sorted(items)])  # sorted: no deadlock of two hosts
+    for some in _each_address_once(sorted(items)):  # sorted: no deadlock of two hosts
+        connection.execute(statement, [item._asdict() for item in some])
+
+
+def _each_address_once(items: Iterable[Bounced]) -> list[list[Bounced]]:
+    """Return *items* in lists, to be taken one after the other: no statement may meet the same row twice."""
+    lists: list[list[Bounced]] = []
+    seen: Counter[str] = Counter()
+    for item in items:
+        if seen[item.address] == len(lists):
+            lists.append([])
+        lists[seen[item.address]].append(item)
+        seen[item.address] += 1
+    return lists
 
 
 def position(database: Database, file: str) -> int:

@@ -19,16 +19,15 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.figures import AT_MOST, Effort, Figure, in_turn
+from benchmarks.installation import ROOTS, TOP
 
-TOP = Path(__file__).parent.parent
-ROOTS = ("srs", "relay", "service", "milter", "policyd", "admin")
 RUNS_A_ROUND = 6
 SCRIPT = """
 import re
 import sys
 from gatepost.admin.__main__ import main
 if __name__ == "__main__":
-    sys.argv[0] = re.sub(r"(-script\\\\.pyw|\\\\.exe)?$", "", sys.argv[0])
+    sys.argv[0] = re.sub(r"(-script\\.pyw|\\.exe)?$", "", sys.argv[0])
     sys.exit(main())
 """
 CONFIG = """

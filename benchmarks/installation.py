@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.programs import Program, free_port
+from benchmarks.programs import Program
+from gatepost.admin.sandbox import free_port
 
 TOP = Path(__file__).parent.parent
 ROOTS = ("srs", "relay", "service", "milter", "policyd", "admin")

@@ -21,7 +21,8 @@ from typing import NamedTuple, Optional
 
 from benchmarks.figures import AT_LEAST, AT_MOST, Effort, Figure, in_turn
 from benchmarks.installation import Installation
-from benchmarks.programs import Program, compiled, free_port, unpacked
+from benchmarks.programs import Program, compiled, unpacked
+from gatepost.admin.sandbox import free_port
 from gatepost.policyd.wire import netstring
 from gatepost.srs import Address, Classic, Exchange, Keys
 

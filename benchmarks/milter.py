@@ -17,7 +17,8 @@ from typing import Any, Callable
 
 from benchmarks.figures import AT_MOST, Effort, Figure, in_turn
 from benchmarks.installation import CERTIFICATE, Installation
-from benchmarks.programs import Program, answer, compiled, free_port, unpacked
+from benchmarks.programs import Program, answer, compiled, unpacked
+from gatepost.admin.sandbox import free_port
 
 FLOOR = "C milter on libmilter receiving the same callbacks without reply"
 CONNECTIONS = (8, 32)

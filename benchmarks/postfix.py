@@ -21,8 +21,8 @@ from typing import Callable, NamedTuple, Optional
 
 from benchmarks.figures import Effort, Figure, in_turn
 from benchmarks.installation import TOP
-from benchmarks.programs import Program, compiled, cpu_s, free_port, tree
-from gatepost.admin.sandbox import Postfix, find_programs
+from benchmarks.programs import Program, compiled, cpu_s, tree
+from gatepost.admin.sandbox import Postfix, find_programs, free_port
 from gatepost.admin.stage import Stage
 
 EXAMPLE = TOP / "examples/postfix/forwarder"

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Optional
 
-from benchmarks.programs import Program, cpu_s, free_port, tree
+from benchmarks.programs import Program, cpu_s, tree
+from gatepost.admin.sandbox import free_port
 
 
 def programs() -> Optional[Path]:

@@ -52,13 +52,6 @@ def answer(command: Sequence[str], timeout_s: float = 600.0) -> dict[str, Any]:
     return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=timeout_s).stdout))
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Program:
     """A program in a process group of its own, what it prints in *log_file*. A context manager: started, then stopped.
 

@@ -14,16 +14,8 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+from benchmarks.postgresql import programs
 from daemonprocess import free_port, poll
-
-
-def programs() -> Optional[Path]:
-    """Return the folder of the newest server's programs, or None where there is no server."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
-    if not found and (path := shutil.which("initdb")):
-        found = [Path(path)]
-    return found[-1].parent if found else None
-
 
 needs_postgresql = pytest.mark.skipif(programs() is None, reason="no PostgreSQL server here")
 

@@ -3,13 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.append(str(Path(__file__).parent.parent))
-
 from benchmarks import milter
 from benchmarks.figures import AT_MOST, Effort, Figure, in_turn
 

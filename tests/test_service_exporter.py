@@ -88,8 +88,8 @@ def _samples(families) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def test_metrics_shows_all_workers_as_one(running: Running, workers: list[Series]) -> None:
     for series in workers:
         series.add(metrics.SRS_REWRITES, ("forward",), 3.0)
-        series.observe(metrics.STAGE_DURATION, ("rcpt",), 0.0002)
-        series.observe(metrics.STAGE_DURATION, ("rcpt",), 7.0)
+        series.observer(metrics.STAGE_DURATION, ("rcpt",))(0.0002)
+        series.observer(metrics.STAGE_DURATION, ("rcpt",))(7.0)
     response, body = running.ask("/metrics")
     assert response.status == 200
     assert response.headers["Content-Type"].startswith("text/plain; version=")
@@ -105,7 +105,7 @@ def test_metrics_shows_all_workers_as_one(running: Running, workers: list[Series
 
 def test_metrics_speaks_openmetrics_where_asked(running: Running, workers: list[Series]) -> None:
     workers[0].add(metrics.DECISIONS, ('the "big" one', "relay", "p1-accepted"))
-    workers[0].observe(metrics.STAGE_DURATION, ("rcpt",), 0.0002)
+    workers[0].observer(metrics.STAGE_DURATION, ("rcpt",))(0.0002)
     response, body = running.ask("/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert response.headers["Content-Type"].startswith("application/openmetrics-text; ")
     labels = (("organization", 'the "big" one'), ("reason", "p1-accepted"), ("verdict", "relay"))

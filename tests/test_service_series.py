@@ -62,9 +62,9 @@ def test_an_attached_reader_sees_what_is_added_later(tmp_path: Path) -> None:
 
 def test_an_observation_on_a_bound_counts_in_that_bucket_and_one_beyond_all_in_the_last(tmp_path: Path) -> None:
     series = Series.create(tmp_path / "milter-1.series")
-    series.observe(metrics.STAGE_DURATION, ("rcpt",), 50e-6)
-    series.observe(metrics.STAGE_DURATION, ("rcpt",), 60e-6)
-    series.observe(metrics.STAGE_DURATION, ("rcpt",), 2.0)
+    series.observer(metrics.STAGE_DURATION, ("rcpt",))(50e-6)
+    series.observer(metrics.STAGE_DURATION, ("rcpt",))(60e-6)
+    series.observer(metrics.STAGE_DURATION, ("rcpt",))(2.0)
     values = collect(tmp_path).totals[metrics.STAGE_DURATION, ("rcpt",)]
     assert values == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 50e-6 + 60e-6 + 2.0]
 
@@ -83,7 +83,7 @@ def test_four_threads_lose_no_count(tmp_path: Path) -> None:
         for number in range(30_000):
             series.add(metrics.DECISIONS, CONTOSO)
             series.add(metrics.ERRORS, ("milter", str(number % 100)))
-            series.observe(metrics.STAGE_DURATION, ("mail",), 1.0)
+            series.observer(metrics.STAGE_DURATION, ("mail",))(1.0)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -156,7 +156,7 @@ def test_a_file_name_that_comes_again_counts_as_a_new_worker(tmp_path: Path) -> 
 def test_a_fold_keeps_histograms_and_drops_gauges(tmp_path: Path) -> None:
     path = tmp_path / "milter-1.series"
     series = Series.create(path)
-    series.observe(metrics.STAGE_DURATION, ("rcpt",), 0.5)
+    series.observer(metrics.STAGE_DURATION, ("rcpt",))(0.5)
     series.set(metrics.WORKERS, ("milter",), 9)
     fold(tmp_path, "milter", path)
     state = collect(tmp_path)

@@ -244,7 +244,7 @@ class Session:
         if reversal.bounce in (Bounce.NOT_SRS, Bounce.FOREIGN):
             unwelcome = self._unwelcome(transaction) and bool(transaction.returning)
             return (SRS_APART if unwelcome and not self._local else None), False
-        self._series.add(metrics.SRS_REVERSALS, (reversal.bounce.value,))
+        self._series.add(metrics.SRS_REVERSALS, reversal.bounce.labels)
 
         def guessing() -> bool:
             return self._shared.guesses.too_many(client, now) and not transaction.client.enabled

@@ -234,7 +234,7 @@ class Connection(asyncio.Protocol):
         state = request.get(b"protocol_state", b"").decode("ascii", "replace")
         series.add(POLICY_REQUESTS, (state if state in _STATES else "other", answer.action.value))
         if answer.bounce is not None:
-            series.add(SRS_REVERSALS, (answer.bounce.value,))
+            series.add(SRS_REVERSALS, answer.bounce.labels)
             if answer.bounce is Bounce.FORGED:
                 worker.guesses.failed(client, now)
         if answer.judgement is not None:

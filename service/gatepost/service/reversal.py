@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple, Optional
 from urllib.parse import unquote
 
@@ -51,7 +51,6 @@ class Reversal(NamedTuple):
 _NOT_SRS = Reversal(Bounce.NOT_SRS)
 _SRS0, _EXCHANGE = Format.SRS0.value, Format.EXCHANGE.value
 _SHAPE = re.compile(r'(?:\+|%2[Bb])[Ss][Rr][Ss](?:=|%3[Dd])|^"?[Ss][Rr][Ss][01](?:[=+-]|%3[Dd]|%2[BbDd])')
-_normal = lru_cache(256)(normalize_domain)  # nearly all are the few of this host
 _COMPACT_SHAPE = re.compile(r'"?bounces(?:\+|%2B)SRS(?:=|%3D)[A-Z2-7]{16}(?:=|%3D)\w\w"?@', re.IGNORECASE)
 
 
@@ -74,7 +73,7 @@ def reverse(snapshot: Snapshot, rcpt: str, now: int, stored: Stored) -> Reversal
         address = parse_address(rcpt)
     except AddressError:
         return _NOT_SRS
-    domain = _normal(address.domain)
+    domain = normalize_domain(address.domain)
     if domain is None or not ours(snapshot, domain):
         return Reversal(Bounce.FOREIGN)
     if address.domain != domain:

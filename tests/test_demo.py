@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import smtplib
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from gatepost.admin.demo import report
-from gatepost.admin.demo_scenes import Row
+from gatepost.admin.demo_scenes import Row, raise_interruption
 from gatepost.admin.sandbox import temporary_root
 
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="a chrooted Postfix can only be run by root")
@@ -111,6 +113,36 @@ def test_signal_amid_the_scenes_leaves_nothing_behind(folder: Path) -> None:
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 143
     assert (list(folder.iterdir()), processes_of(folder)) == ([], [])
+
+
+def test_signal_amid_an_smtp_command_is_not_lost_when_quit_gets_the_reply_to_that_command() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=slow_mta, args=(server,), daemon=True).start()
+        with pytest.raises(smtplib.SMTPResponseException) as caught:
+            stopped_amid_a_command(*server.getsockname())
+    with pytest.raises(SystemExit) as stopped:
+        raise_interruption(caught.value)
+    assert stopped.value.code == 143
+
+
+def test_failure_without_a_signal_is_no_interruption() -> None:
+    raise_interruption(OSError("connection refused"))
+
+
+def stopped_amid_a_command(host: str, port: int) -> None:
+    with smtplib.SMTP(host, port) as smtp:
+        smtp.putcmd("NOOP")
+        raise SystemExit(143)
+
+
+def slow_mta(server: socket.socket) -> None:
+    """Answer two commands at once, as an MTA whose first reply came late."""
+    client, _ = server.accept()
+    with client, client.makefile("rb") as lines:
+        client.sendall(b"220 mx.example.com\r\n")
+        lines.readline()
+        lines.readline()
+        client.sendall(b"250 2.0.0 OK\r\n221 2.0.0 Bye\r\n")
 
 
 def test_without_root_the_demo_says_so_and_ends_with_77(folder: Path) -> None:

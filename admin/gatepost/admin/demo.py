@@ -31,6 +31,7 @@ from gatepost.admin.demo_scenes import (
     configure,
     main_cf,
     path,
+    raise_interruption,
     with_requirements,
 )
 from gatepost.admin.logfile import SandboxError
@@ -100,6 +101,7 @@ def run(*, keep: bool) -> int:
         if not kept or stopped.code != 128 + signal.SIGINT:
             raise
     except SandboxError as error:
+        raise_interruption(error)
         print(f"gatepost demo: {error}", file=sys.stderr)
         return os.EX_UNAVAILABLE
     return status

@@ -91,6 +91,19 @@ def with_requirements(text: str, rule_set: RuleSet) -> str:
     return text.replace("[relay]\n", f'[relay]\nrequirements = "{rule_set.value}"\nmode = "enforce"\n')
 
 
+def raise_interruption(error: BaseException) -> None:
+    """Raise the SystemExit that *error* came from, if any.
+
+    A signal amid an SMTP command: smtplib then says QUIT, takes the reply to that command for QUIT's, and its error
+    hides what the signal raised.
+    """
+    context = error.__context__
+    while context:
+        if isinstance(context, SystemExit):
+            raise context
+        context = context.__context__
+
+
 class Scenes:
     """What is played on *stage*, a running one: a scene at a time, in order."""
 
@@ -134,6 +147,7 @@ class Scenes:
         try:
             play(row)
         except (SandboxError, TimeoutError, OSError) as error:
+            raise_interruption(error)
             row.wrong.append(str(error).partition("\n")[0])  # without the log, which all scenes share
         return row
 

@@ -19,7 +19,7 @@
 
 #include <libmilter/mfapi.h>
 
-static int no_headers, change_sender, answers_data;
+static int no_headers, change_sender, has_data;
 
 static sfsistat at_negotiation(SMFICTX *context, unsigned long f0, unsigned long f1, unsigned long f2,
                                unsigned long f3, unsigned long *actions, unsigned long *protocol,
@@ -29,8 +29,8 @@ static sfsistat at_negotiation(SMFICTX *context, unsigned long f0, unsigned long
                            | SMFIP_NOBODY | SMFIP_NOUNKNOWN;
 
     (void)f2, (void)f3;
-    if (!answers_data)
-        wanted |= SMFIP_NR_DATA;
+    if (!has_data)
+        wanted |= SMFIP_NODATA;
     if (no_headers)
         wanted |= SMFIP_NOHDRS | SMFIP_NOEOH;
     *actions = f0 & SMFIF_CHGFROM;
@@ -44,6 +44,7 @@ static sfsistat at_negotiation(SMFICTX *context, unsigned long f0, unsigned long
                     "{cert_fp} {cert_md5}");
     smfi_setsymlist(context, SMFIM_ENVRCPT, "i {rcpt_addr}");
     smfi_setsymlist(context, SMFIM_DATA, "i");
+    smfi_setsymlist(context, SMFIM_EOH, "");
     smfi_setsymlist(context, SMFIM_EOM, "i");
     return SMFIS_CONTINUE;
 }
@@ -75,7 +76,7 @@ static sfsistat at_rcpt(SMFICTX *context, char **arguments)
 static sfsistat at_data(SMFICTX *context)
 {
     (void)context;
-    return answers_data ? SMFIS_CONTINUE : SMFIS_NOREPLY;
+    return SMFIS_CONTINUE;
 }
 
 static sfsistat at_header(SMFICTX *context, char *name, char *value)
@@ -145,7 +146,7 @@ int main(int count, char **words)
         fprintf(stderr, "usage: floor_milter -p SOCKET [-H] [-s]\n");
         return 64;
     }
-    answers_data = strncmp(listen, "inet", 4) == 0;
+    has_data = strncmp(listen, "inet", 4) == 0;
     for (int fd = 3; fd < 16; fd++) /* libmilter does not tell which; it fails for all others, and a Unix socket */
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     return smfi_main() == MI_SUCCESS ? 0 : 1;

@@ -14,14 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional, Union
 
-NOBODY, NOHDRS, NOEOH, NR_HDR, NOUNKNOWN = 0x10, 0x20, 0x40, 0x80, 0x100
+NOBODY, NOHDRS, NOEOH, NR_HDR, NOUNKNOWN, NODATA = 0x10, 0x20, 0x40, 0x80, 0x100, 0x200
 NR_CONN, NR_HELO, NR_MAIL, NR_DATA, NR_EOH = 0x1000, 0x2000, 0x4000, 0x10000, 0x40000
 ALL_PROTOCOL = 0x1FFFFF
 ADDRCPT, DELRCPT, CHGFROM, SETSYMLIST = 0x04, 0x08, 0x40, 0x100
 ALL_ACTIONS = 0x1FF
 
 TIMEOUT_S = 10.0
-_NOT_WANTED = {b"C": 1, b"H": 2, b"M": 4, b"R": 8, b"B": NOBODY, b"L": NOHDRS, b"N": NOEOH, b"T": 0x200}
+_NOT_WANTED = {b"C": 1, b"H": 2, b"M": 4, b"R": 8, b"B": NOBODY, b"L": NOHDRS, b"N": NOEOH, b"T": NODATA}
 _NO_ANSWER = {
     b"C": NR_CONN,
     b"H": NR_HELO,

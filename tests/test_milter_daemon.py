@@ -21,11 +21,11 @@ from milterclient import (
     CHGFROM,
     DELRCPT,
     NOBODY,
+    NODATA,
     NOEOH,
     NOHDRS,
     NOUNKNOWN,
     NR_CONN,
-    NR_DATA,
     NR_EOH,
     NR_HDR,
     NR_HELO,
@@ -104,12 +104,12 @@ def test_change_of_recipients_is_asked_for_where_the_milter_brings_bounces_back(
 
 def test_rule_set_2023_11_01_without_a_ledger_needs_no_headers(tmp_path: Path) -> None:
     with Gatepost(tmp_path, more="[ledger]\ndays = 0\n") as gatepost, MilterClient(gatepost.socket) as client:
-        assert client.protocol == QUIET | NOHDRS | NOEOH | NR_DATA | NR_EOH
+        assert client.protocol == QUIET | NOHDRS | NOEOH | NODATA | NR_EOH
 
 
 def test_ledger_needs_headers_and_their_end_but_answers_neither(current: Gatepost) -> None:
     with MilterClient(current.socket) as client:
-        assert client.protocol == QUIET | NR_DATA | NR_EOH
+        assert client.protocol == QUIET | NODATA | NR_EOH
 
 
 def test_rule_set_legacy_needs_headers_and_their_end(legacy: Gatepost) -> None:
@@ -120,7 +120,7 @@ def test_rule_set_legacy_needs_headers_and_their_end(legacy: Gatepost) -> None:
 def test_egress_hop_needs_headers_and_so_their_end(egress: Gatepost) -> None:
     # With headers but no end of them libmilter drops the end of a message that has no header.
     with MilterClient(egress.socket) as client:
-        assert client.protocol == QUIET | NR_DATA | NR_EOH
+        assert client.protocol == QUIET | NODATA | NR_EOH
 
 
 def test_message_without_any_header_is_answered_at_the_egress_hop(egress: Gatepost) -> None:
@@ -139,6 +139,7 @@ def test_only_the_macros_that_decide_or_are_recorded_are_asked_for(current: Gate
             "{cert_issuer} {cert_subject} {verify} {cn_subject} {cn_issuer} {cert_fp} {cert_md5}",
             "rcpt": "i {rcpt_addr}",
             "data": "i",
+            "eoh": "",
             "eom": "i",
         }
 
@@ -275,7 +276,7 @@ def test_client_that_guesses_is_put_off_by_all_workers(tmp_path: Path) -> None:
         assert [reply[:9] for reply in replies] == ["550 5.1.1"] * 3 + ["450 4.7.1"] * 7
 
 
-def test_tcp_socket_is_served_like_a_unix_one_but_for_data_being_answered(tcp: tuple[str, int]) -> None:
+def test_tcp_socket_is_served_like_a_unix_one_but_for_data_being_asked(tcp: tuple[str, int]) -> None:
     with MilterClient(tcp, macros=TRUSTED) as client:
         assert client.protocol == QUIET | NR_EOH  # Nagle's algorithm in Postfix stalls 40 ms else
         outcome = client.open().send(b"<app@vendor.example>", [OUTSIDE])

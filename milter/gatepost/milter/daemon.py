@@ -39,6 +39,7 @@ MACROS = {
     milter.M_ENVFROM: f"i {{auth_authen}} {{mail_addr}} {identity.MACROS}",
     milter.M_ENVRCPT: "i {rcpt_addr}",
     milter.M_DATA: "i",
+    milter.M_EOH: "",
     milter.M_EOM: "i",
 }
 QUIET = milter.P_NR_CONN | milter.P_NR_HELO | milter.P_NR_MAIL | milter.P_NR_HDR
@@ -57,13 +58,13 @@ Context = Any  # pymilter's milterContext has no type of its own
 class _Worker:
     """What the callbacks of a worker process share.
 
-    answers_data: the MTA waits at DATA. took: counts how long each of STAGES took.
+    has_data: the MTA asks at DATA. took: counts how long each of STAGES took.
     """
 
     snapshot: Snapshot
     series: Series
     shared: Shared
-    answers_data: bool
+    has_data: bool
     took: dict[str, Callable[[float], None]]
 
 
@@ -150,7 +151,7 @@ class MilterDaemon:
         # pymilter decodes HELO and header names strictly, and its other policies answer a failure even where no answer
         # is awaited, which leaves the MTA waiting for the end of the message. No callback of ours raises anything.
         milter.set_exception_policy(milter.CONTINUE)
-        milter.register("gatepost", data=self._data, negotiate=self._negotiate)
+        milter.register("gatepost", data=self._answered("data", Session.data), negotiate=self._negotiate)
 
     def _negotiate(self, ctx: Context, options: list[int]) -> int:
         """Begin a connection: take only the stages and macros that are needed of those that the MTA offers."""
@@ -166,8 +167,8 @@ class MilterDaemon:
             wanted |= milter.P_NOHDRS | milter.P_NOEOH
         if not legacy:
             wanted |= milter.P_NR_EOH
-        if not worker.answers_data:
-            wanted |= milter.P_NR_DATA
+        if not worker.has_data:
+            wanted |= milter.P_NODATA
         options[0] &= _changes_wanted(worker.snapshot)
         options[1] &= wanted
         options[2] = options[3] = 0
@@ -224,16 +225,6 @@ class MilterDaemon:
             return self._guarded("eoh", ctx, Session.eoh, ())
         return milter.NOREPLY
 
-    def _data(self, ctx: Context) -> int:
-        """Nothing is decided here unless something asks for it, see `_decides_at_data`.
-
-        On TCP it is answered all the same: else Nagle's algorithm on Postfix' side stalls 40 ms.
-        """
-        worker = self._worker
-        if worker is not None and not _decides_at_data(worker.snapshot):
-            return int(milter.CONTINUE if worker.answers_data else milter.NOREPLY)
-        return self._guarded("data", ctx, Session.data, ())
-
     def _eom(self, ctx: Context) -> int:
         return self._guarded("eom", ctx, Session.eom, (_Changes(ctx),))
 
@@ -272,9 +263,10 @@ class MilterDaemon:
     def serve(self, snapshot: Snapshot, series: Series, index: int) -> None:
         """Run libmilter in this process until SIGUSR1 has drained it."""
         shared = open_shared(snapshot.config, series, expire=index == 0)
-        answers_data = bool(self._listen.port) or _decides_at_data(snapshot)
+        # Where nothing is decided there, on TCP all the same: else Nagle's algorithm on Postfix' side stalls 40 ms.
+        has_data = bool(self._listen.port) or _decides_at_data(snapshot)
         took = {stage: series.observer(metrics.STAGE_DURATION, (stage,)) for stage in STAGES}
-        self._worker = _Worker(snapshot, series, shared, answers_data, took)
+        self._worker = _Worker(snapshot, series, shared, has_data, took)
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cpus[index % len(cpus)]})
         sys.excepthook = lambda kind, error, _: log.warning(f"skipped what pymilter can't decode: {error}")

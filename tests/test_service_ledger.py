@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -88,6 +89,13 @@ def test_entry_comes_back_from_its_line_with_texts_that_a_database_takes(entry: 
 @given(st.text(), TIMES)
 def test_bounce_comes_back_from_its_line(address: str, time: float) -> None:
     assert record(line(Bounced(address, time))) == Bounced(clipped(address), time)
+
+
+@settings(deadline=None)
+@given(st.text(), TIMES)
+def test_line_of_a_bounce_is_json(address: str, time: float) -> None:
+    fields = json.dumps([2, "Bounced", address, time], separators=(",", ":"))
+    assert line(Bounced(address, time)) == f"{fields}\n".encode()
 
 
 @settings(deadline=None)

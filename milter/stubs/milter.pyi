@@ -9,8 +9,10 @@ M_HELO: int
 M_ENVFROM: int
 M_ENVRCPT: int
 M_DATA: int
+M_EOH: int
 M_EOM: int
 
+P_NODATA: int
 P_NOHDRS: int
 P_NOEOH: int
 P_NOBODY: int
@@ -18,7 +20,6 @@ P_NOUNKNOWN: int
 P_NR_CONN: int
 P_NR_HELO: int
 P_NR_MAIL: int
-P_NR_DATA: int
 P_NR_HDR: int
 P_NR_EOH: int
 

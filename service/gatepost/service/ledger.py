@@ -89,10 +89,14 @@ that what was tagged or held remains so."""
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_quoted = json.encoder.encode_basestring_ascii
 
 
 def line(record: Record) -> bytes:
     """Return the line for the spool."""
+    if isinstance(record, Bounced):  # of each look-up one: in a third of the time
+        address, time = record
+        return f'[{_FORMAT},"Bounced",{_quoted(address)},{time!r}]\n'.encode("ascii")
     return _encode((_FORMAT, type(record).__name__, *record)).encode("ascii") + b"\n"
 
 

@@ -29,6 +29,7 @@ class Slots:
         # digest of the key, payload, Unix seconds, CRC-32 of all before it
         self._slot = struct.Struct(f"<{_KEY_OCTETS}s{payload_octets}sd4xI")
         self._count = count
+        self._near_octets = _NEIGHBOURS * self._slot.size
         size = count * self._slot.size
         if path is None:
             self._map = mmap.mmap(-1, size)
@@ -43,35 +44,38 @@ class Slots:
     def put(self, key: str, payload: bytes, now: float) -> None:
         """Remember *payload* for *key*; *now* in Unix seconds."""
         digest = octets_for(key, _KEY_OCTETS)
-        oldest, oldest_at = 0, float("inf")
-        for offset in self._offsets(digest):
-            slot = self._read(offset)
-            if slot is None or slot[0] == digest:
-                oldest = offset
-                break
-            if slot[2] < oldest_at:
-                oldest, oldest_at = offset, slot[2]
+        first, near = self._near(digest)
+        at = self._found(digest, near)
+        if at is None:  # an empty slot's time is 0; checksums would cost more than all the rest
+            times = [slot[2] for slot in self._slot.iter_unpack(near)]
+            at = times.index(min(times)) * self._slot.size
+        offset = (first + at) % len(self._map)
         octets = self._slot.pack(digest, payload, now, 0)[:-4]
-        self._map[oldest : oldest + self._slot.size] = octets + zlib.crc32(octets).to_bytes(4, "little")
+        self._map[offset : offset + self._slot.size] = octets + zlib.crc32(octets).to_bytes(4, "little")
 
     def get(self, key: str) -> Optional[tuple[bytes, float]]:
         """Return the payload for *key* and when it was put."""
         digest = octets_for(key, _KEY_OCTETS)
-        for offset in self._offsets(digest):
-            if self._map[offset : offset + _KEY_OCTETS] == digest:  # before the checksum, which costs ten times as much
-                slot = self._read(offset)
-                if slot is not None and slot[0] == digest:
-                    return slot[1], slot[2]
-        return None
+        near = self._near(digest)[1]
+        at = self._found(digest, near)
+        if at is None:
+            return None
+        octets = near[at : at + self._slot.size]
+        _, payload, put_at, checksum = self._slot.unpack(octets)
+        return (payload, put_at) if checksum == zlib.crc32(octets[:-4]) else None
 
-    def _read(self, offset: int) -> Optional[tuple[bytes, bytes, float]]:
-        octets = self._map[offset : offset + self._slot.size]
-        digest, payload, at, checksum = self._slot.unpack(octets)
-        return (digest, payload, at) if checksum == zlib.crc32(octets[:-4]) else None
+    def _near(self, digest: bytes) -> tuple[int, bytes]:
+        """Return where the slots for *digest* begin, and what is in them."""
+        first = int.from_bytes(digest[:8], "little") % self._count * self._slot.size
+        octets = self._map[first : first + self._near_octets]
+        return first, octets + self._map[: self._near_octets - len(octets)]
 
-    def _offsets(self, digest: bytes) -> list[int]:
-        first = int.from_bytes(digest[:8], "little")
-        return [(first + step) % self._count * self._slot.size for step in range(_NEIGHBOURS)]
+    def _found(self, digest: bytes, near: bytes) -> Optional[int]:
+        """Return where in *near* the slot of *digest* begins."""
+        at = near.find(digest)
+        while at >= 0 and at % self._slot.size:
+            at = near.find(digest, at + 1)
+        return at if at >= 0 else None
 
 
 def octets_for(text: str, size: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Optional
 
 from gatepost.policyd import recording
 from gatepost.policyd.attributes import Attributes, certificate, text
+from gatepost.policyd.recording import Passed
 from gatepost.relay import Client, Mail, Result, known_client
 from gatepost.service import addresses, flow, log, replies, reversal, rewriting
 from gatepost.service.flow import Judgement, Treatment
@@ -36,6 +37,10 @@ class Action(Enum):
     DEFER = "defer"
     HOLD = "hold"
     REDIRECT = "redirect"
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        """For metrics. `value` is a descriptor, which costs more."""
 
 
 class Answer(NamedTuple):
@@ -66,8 +71,8 @@ class Transaction(NamedTuple):
     complete: no earlier recipient was taken unseen. bounce: the first recipient that was let through to be
     reversed; held: the first one for which the message is held; other: the first one of any other kind; "" where there
     was none. Postfix uses one connection for all requests about a message, unless that was idle for 300 s or 1000 s
-    old, or its worker was replaced: then it is incomplete. reference: the message's in the ledger. passed: the entries
-    of recipients let through; let_through: how many these are, recorded or not.
+    old, or its worker was replaced: then it is incomplete. reference: the message's in the ledger. passed: the
+    recipients let through, as far as they are recorded; let_through: how many there are, recorded or not.
     """
 
     instance: bytes = b""
@@ -76,7 +81,7 @@ class Transaction(NamedTuple):
     held: str = ""
     other: str = ""
     reference: str = ""
-    passed: tuple[LedgerEntry, ...] = ()
+    passed: tuple[Passed, ...] = ()
     let_through: int = 0
 
 
@@ -138,7 +143,7 @@ def decide(
     if state not in (b"RCPT", b"DATA", b"VRFY") or snapshot.bypassed():
         return DUNNO, before
     if state == b"VRFY":  # would else tell right hashes from wrong ones
-        bounce = reversal.reverse(snapshot, text(request, b"recipient"), now, aids.stored).bounce
+        bounce = _bounce(snapshot, text(request, b"recipient"), now, aids)
         refused = _refused(snapshot, request, bounce, "", now, aids)
         return refused._replace(refused=None) if refused else DUNNO, before
     instance = request.get(b"instance", b"")
@@ -157,16 +162,23 @@ def decide(
         passed = () if answer.action in (Action.REJECT, Action.DEFER) else before.passed
         if _single(request):  # those beside it Postfix has refused
             passed = tuple(item for item in passed if item.recipient == text(request, b"recipient").lower())
-        recorded = tuple(item._replace(queue_id=queue_id) for item in passed)
+        recorded = tuple(recording.entry(snapshot, *item, queue_id=queue_id) for item in passed)
         return answer._replace(passed=recorded), before._replace(passed=())
     return _rcpt(snapshot, request, before, now, aids)
+
+
+def _bounce(snapshot: Snapshot, rcpt: str, now: int, aids: Aids) -> Bounce:
+    """Tell what a recipient is as an SRS address. One that can't be read here takes no mail: nothing would judge it."""
+    if reversal.unreadable(snapshot, rcpt):
+        return Bounce.FORGED
+    return reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
 
 
 def _rcpt(
     snapshot: Snapshot, request: Attributes, before: Transaction, now: int, aids: Aids
 ) -> tuple[Answer, Transaction]:
     rcpt = text(request, b"recipient")
-    bounce = reversal.reverse(snapshot, rcpt, now, aids.stored).bounce
+    bounce = _bounce(snapshot, rcpt, now, aids)
     refused = _refused(snapshot, request, bounce, before.reference, now, aids)
     if refused is not None:
         return refused, before._replace(reference=refused.refused.reference) if refused.refused else before
@@ -183,27 +195,32 @@ def _rcpt(
     if unseen or (before.bounce or before.other if held else before.held):
         line = _line(request, "defer", reason="held-beside-others")
         return Answer(Action.DEFER, str(replies.TRY_APART), line), before
-    if held:
-        return _passed(snapshot, request, answer, before._replace(held=before.held or rcpt), now, QUARANTINE)
-    if returning:
-        return _passed(snapshot, request, answer, before._replace(bounce=before.bounce or rcpt), now, RETURN)
-    mended = answer.action is Action.OK and answer.judgement and answer.judgement.verdict.result is Result.REFUSE
-    after = before._replace(other=before.other or rcpt)
-    return _passed(snapshot, request, answer, after, now, MEND if mended else PASS)
+    action = QUARANTINE if held else RETURN if returning else _action(answer)
+    after = Transaction(
+        instance=before.instance,
+        complete=before.complete,
+        bounce=before.bounce or (rcpt if action == RETURN else ""),
+        held=before.held or (rcpt if held else ""),
+        other=before.other or (rcpt if action in (PASS, MEND) else ""),
+        reference=before.reference,
+        passed=(*before.passed, _passed(request, answer, before, now, action)) if _records(snapshot) else (),
+        let_through=before.let_through + 1,
+    )
+    return answer._replace(noted=before.reference) if after.passed else answer, after
 
 
-def _passed(
-    snapshot: Snapshot, request: Attributes, answer: Answer, after: Transaction, now: int, action: str = PASS
-) -> tuple[Answer, Transaction]:
-    """Keep a recipient that is let through for the ledger, where this is the daemon that decides."""
-    after = after._replace(let_through=after.let_through + 1)
-    if not _records(snapshot):
-        return answer, after
+def _action(answer: Answer) -> str:
+    """Return what is done for a recipient that goes on, as the ledger has it."""
+    verdict = answer.judgement.verdict if answer.judgement else None
+    return MEND if answer.action is Action.OK and verdict and verdict.result is Result.REFUSE else PASS
+
+
+def _passed(request: Attributes, answer: Answer, before: Transaction, now: int, action: str) -> Passed:
+    """Return what is kept of a recipient that goes on, for DATA to record."""
     verdict = answer.judgement.verdict if answer.judgement else None
     left = verdict is not None and verdict.result is Result.REFUSE and not verdict.meant
     reason = LEFT_TO_MTA if left else ""
-    entry = recording.entry(snapshot, request, after.reference, now, action, answer.judgement, reason)
-    return answer._replace(noted=after.reference), after._replace(passed=(*after.passed, entry))
+    return Passed(recording.recorded(request), before.reference, now, action, answer.judgement, reason)
 
 
 def _may_hold(snapshot: Snapshot) -> bool:
@@ -332,7 +349,7 @@ def _data(snapshot: Snapshot, request: Attributes, before: Transaction, now: int
         if answer is not None:
             return answer
     if not flow.may_write_to_srs(snapshot, text(request, b"sender")):
-        if not returning:
+        if not (returning or reversal.unreadable(snapshot, rcpt)):
             return DUNNO
         reason = "srs-not-a-bounce"
         reference = before.reference or aids.new_reference()
@@ -357,7 +374,7 @@ def _unheld(snapshot: Snapshot, request: Attributes, before: Transaction, now: i
     if (
         not single
         and not before.held
-        and not (taken.isascii() and taken.isdigit() and int(taken) <= before.let_through)
+        and not (taken.isascii() and taken.isdigit() and len(taken) < 10 and int(taken) <= before.let_through)
     ):
         return Answer(Action.DEFER, str(replies.HISTORY_LOST), _line(request, "defer", reason="history-unknown"))
     rcpt = text(request, b"recipient") if single else before.held

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple, Optional, Protocol, TypeVar, Union
 
 from gatepost.policyd import decisions
 from gatepost.policyd.accepting import Shares
-from gatepost.policyd.decisions import Entry, Found, Transaction
+from gatepost.policyd.attributes import Attributes, text
+from gatepost.policyd.decisions import Aids, Entry, Found, Transaction
 from gatepost.policyd.presenting import Presenting
 from gatepost.service import log, reversal, rewriting, shared
 from gatepost.service.addresses import domain_of
+from gatepost.service.hops import NOTE_AGE_S, Hop, policyd_key
 from gatepost.service.ledger import Bounced, Record
 from gatepost.service.ledger import Entry as LedgerEntry
 from gatepost.service.metrics import ERRORS, LEDGER_RECORDS, MAP_LOOKUPS, SRS_REVERSALS, SRS_REWRITES, STAGE_DURATION
+from gatepost.service.reference import new_reference
 from gatepost.service.reversal import Bounce
 from gatepost.service.rewriting import Rewritten
 from gatepost.service.series import Series
@@ -113,7 +116,8 @@ class Worker:
         self.map_took = series.observer(STAGE_DURATION, ("map",))
         self.store = Store(snapshot.config.store_url, expire=expire)
         self.guesses = shared.guesses(snapshot.config)
-        self.notes = shared.notes(snapshot.config)
+        self._notes = shared.notes(snapshot.config)
+        self.aids = Aids(new_reference, _NOTHING.stored, self._guessing, self._noted)
         self.presenting = Presenting(snapshot)
         self._spool = shared.spool(snapshot.config, series)
         self._writer = ThreadPoolExecutor(1, "spool")  # a disk that hangs must not hold up the maps
@@ -166,6 +170,18 @@ class Worker:
             log.error(text)
         else:
             log.fault(text, error)
+
+    def _guessing(self, client: str) -> bool:
+        return self.guesses.too_many(client, int(time.time()))
+
+    def note(self, attributes: Attributes, reference: str, now: int) -> None:
+        """Note *reference* for the recipient of a request, for the milter and for other workers."""
+        if self._notes:
+            self._notes.put(_note(attributes), Hop(b"", reference), now)
+
+    def _noted(self, attributes: Attributes) -> str:
+        note = self._notes.get(_note(attributes), int(time.time()), NOTE_AGE_S) if self._notes else None
+        return note.reference if note else ""
 
     def record(self, records: Sequence[Record]) -> Optional[Future[bool]]:
         """Have *records* of messages under way written into the ledger; the result is False where they are lost."""
@@ -353,6 +369,12 @@ async def _spared(spf: Spf, domain: str) -> bool:
         return await asyncio.wait_for(asked, SPF_S)
     except asyncio.TimeoutError:
         return False
+
+
+def _note(attributes: Attributes) -> str:
+    """Return the key under which the milter finds what was noted for a recipient."""
+    client, port = text(attributes, b"client_address"), text(attributes, b"client_port")
+    return policyd_key(client, port, text(attributes, b"sender"), text(attributes, b"recipient"))
 
 
 async def _in_time(future: Future[T]) -> T:

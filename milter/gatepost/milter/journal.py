@@ -154,7 +154,8 @@ class Journal:
 
     def egress_fault(self, transaction: Transaction, why: str) -> Reply:
         """Return the reply to what came by the egress hop and can't be rewritten."""
-        log.error(f"{self._macro('i') or 'NOQUEUE'}: egress: <{transaction.reverse_path}> not rewritten: {why}")
+        sender = log.address(transaction.reverse_path)
+        log.error(f"{self._macro('i') or 'NOQUEUE'}: egress: {sender} not rewritten: {why}")
         self._series.add(metrics.ERRORS, ("milter", "egress"))
         return FAULT
 

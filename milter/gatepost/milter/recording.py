@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
-from gatepost.milter.transaction import Recipient, Transaction, header_addresses
+from gatepost.milter.transaction import Recipient, Transaction
 from gatepost.relay import Mail, Organization, Result, RuleSet
 from gatepost.service.client_names import UNKNOWN, Name
 from gatepost.service.flow import Judgement, Treatment, at_upstream
@@ -21,6 +21,7 @@ from gatepost.service.ledger import (
     Entry,
     Record,
     both_verdicts,
+    listed,
     sender,
     size_of,
     upstream_outcome,
@@ -49,7 +50,7 @@ def ingress(seen: Circumstances, reference: str, action: str, rewritten: str) ->
     action: what was done with all of it; what goes back to an original sender is returned whatever else was done.
     """
     transaction = seen.transaction
-    p2 = header_addresses(transaction.headers_from)
+    p2 = transaction.p2
     mail = Mail(transaction.reverse_path, p2)
     base = _base(seen, reference, p2, PASS if action == RETURN else action, rewritten)
     records: list[Record] = [_judged(base, seen, mail, item) for item in transaction.recipients]
@@ -76,7 +77,7 @@ def _judged(base: Entry, seen: Circumstances, mail: Mail, item: Recipient) -> En
     mended = verdict.result is Result.REFUSE and item.judgement.treatment is Treatment.REWRITE
     fields: dict[str, Any] = {
         "recipient": (item.by_policyd or item.rcpt).lower(),
-        "certificate_names": ", ".join(item.client.certificate_names),
+        "certificate_names": listed(item.client.certificate_names),
         "action": MEND if mended else base.action,
     }
     if item.by_policyd:
@@ -93,7 +94,7 @@ def refused(
     action: str = REJECT,
 ) -> Entry:
     """Return the record of a recipient that is refused, or put off. At RCPT P2, which comes later, is unknown."""
-    p2 = header_addresses(seen.transaction.headers_from)
+    p2 = seen.transaction.p2
     entry = _base(seen, reference, p2, action)._replace(recipient=rcpt.lower())
     if judgement is not None:
         verdict = judgement.verdict
@@ -115,7 +116,7 @@ def egress(seen: Circumstances, reference: str, rewritten: str, organization: Op
     origin = ""
     if transaction.hop:
         origin = (orcpt_address(transaction.orcpt) or transaction.sieve.strip("<>")).lower()
-    entry = _base(seen, reference, header_addresses(transaction.headers_from), REWRITE, rewritten)._replace(
+    entry = _base(seen, reference, transaction.p2, REWRITE, rewritten)._replace(
         recipient=origin or rcpt,
         queue_id="",
         egress_queue_id=seen.queue_id,
@@ -140,12 +141,12 @@ def _base(seen: Circumstances, reference: str, p2: Sequence[str], action: str, r
         queue_id=seen.queue_id,
         client=seen.ip,
         helo=seen.helo,
-        certificate_names=", ".join(transaction.client.certificate_names),
+        certificate_names=listed(transaction.client.certificate_names),
         reverse_path=transaction.reverse_path.lower(),
         sender_domain=domain,
         sender_accepted=accepted,
         rewritten=rewritten.lower(),
-        header_from=", ".join(p2)[:TEXT_LIMIT].lower(),
+        header_from=listed(p2)[:TEXT_LIMIT].lower(),
         requirements=seen.snapshot.config.relay.requirements.value,
         action=action,
         size_bytes=transaction.size_bytes,

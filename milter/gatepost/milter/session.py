@@ -13,7 +13,7 @@ from typing import Optional
 from gatepost.milter import recording
 from gatepost.milter.identity import Identity
 from gatepost.milter.journal import Journal
-from gatepost.milter.transaction import Changes, Recipient, Transaction, header_addresses
+from gatepost.milter.transaction import Changes, Recipient, Transaction
 from gatepost.relay import Mail, Result, RuleSet
 from gatepost.service import flow, log, metrics, rewriting
 from gatepost.service.addresses import domain_of, plain, routed, unquoted
@@ -42,7 +42,7 @@ from gatepost.service.shared import Shared
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 from gatepost.service.store import StoreError
-from gatepost.srs import AddressError
+from gatepost.srs import Address, AddressError
 
 TAG = "X-Gatepost-Relay"
 """The header of mail that passes although the rule refuses it; from a client it is removed."""
@@ -119,7 +119,7 @@ class Session:
             return
         reverse_path = path.strip("<>") if path.startswith("<") else path
         if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
-            reverse_path = self._macro("{mail_addr}") or reverse_path
+            reverse_path = self._macro("{mail_addr}") or _address_or_null(reverse_path)
         self._transaction = Transaction(reverse_path, *self._identity.at_mail(self._macro), self._snapshot.bypassed())
         self._transaction.size_bytes = recording.declared_size(parameters)
         if self._shared.spf and self._may_spare(self._transaction):  # known by the time that it is asked for
@@ -385,7 +385,7 @@ class Session:
         transaction = self._transaction
         if transaction is None:
             return FAULT
-        mail = Mail(transaction.reverse_path, header_addresses(transaction.headers_from))
+        mail = Mail(transaction.reverse_path, transaction.p2)
         for index, recipient in enumerate(transaction.recipients):
             if recipient.judgement.treatment is Treatment.UNDECIDED:
                 transaction.client = recipient.client
@@ -527,7 +527,7 @@ class Session:
         if rewritten is None:
             return STORE_AWAY
         if rewriting.leaving(self._snapshot, rewritten.address) is not Egress.OUT:
-            return self._journal.egress_fault(transaction, f"<{rewritten.address}> would come by here again")
+            return self._journal.egress_fault(transaction, f"{log.address(rewritten.address)} would come by here again")
         changes.sender(rewritten.address)
         return self._journal.finish(transaction, "rewrite", rewritten)
 
@@ -543,6 +543,18 @@ class Session:
             accepted = self._snapshot.rules.accepted(mailbox.domain)
             organization = accepted.organization if accepted else None
         return rewriting.relayed(self._snapshot, transaction.reverse_path, organization, now)
+
+
+def _address_or_null(path: str) -> str:
+    """Return *path*, of which the MTA says nothing, or "" if it is no address.
+
+    `<(@contoso.com>` is a null sender to Postfix. What has a control character stays as it is, to be refused.
+    """
+    try:
+        Address.parse(path)
+    except AddressError:
+        return path if _CONTROL.search(path) else ""
+    return path
 
 
 def _mailbox(address: str) -> tuple[str, str]:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from email.utils import getaddresses
 from typing import NamedTuple, Optional, Protocol
 
+from gatepost.milter import header_from
 from gatepost.relay import Client, Organization
 from gatepost.service.certificates import Shown
 from gatepost.service.flow import Judgement, Treatment
@@ -21,7 +21,8 @@ _RECEIVED = re.compile(r"(?:^|\n\s)by (\S+)(?: \([^\n]*\))?(?: with \S+)?\s+id (
 FROM_LIMIT = 8192
 _USUAL_FROM = re.compile(r'(?:"[\w .,@()-]*"|[\w =?/+-]*) ?<([\w.+=-]+@[\w.-]+)>|([\w.+=-]+@[\w.-]+)', re.ASCII)
 _BY_SMTP = re.compile(r"\bwith (?:UTF8)?E?SMTPS?A?\b")
-_FROM_HERE = re.compile(r"from [^\n]*\[(?:127\.\d+\.\d+\.\d+|IPv6:::1)\]")
+# What the MTA knows of the client is in parentheses, which it lets into no greeting: that may be [127.0.0.1], too.
+_FROM_HERE = re.compile(r"from \S+ \([^()\n]*\[(?:127\.\d+\.\d+\.\d+|IPv6:::1)\]\)")
 
 
 class Changes(Protocol):
@@ -55,7 +56,7 @@ class Recipient(NamedTuple):
 
 @dataclass
 class Transaction:
-    """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers.
+    """One message. *reverse_path*: P1 without <>; *headers_from*: the values of its From headers, from_length: joined.
 
     client: as it is known at the present recipient. shown: what the MTA, or policyd, has told of its certificate.
     returning: SRS recipients as given, with the original sender that each stands for. returned_by_mta: those of them
@@ -77,6 +78,8 @@ class Transaction:
     first: Optional[Treatment] = None
     spared: Optional[bool] = None
     headers_from: list[str] = field(default_factory=list)
+    from_length: int = 0
+    p2_known: Optional[tuple[str, ...]] = None
     message_id: str = ""
     subject: str = ""
     size_bytes: Optional[int] = None
@@ -94,8 +97,18 @@ class Transaction:
 
     def add_from(self, value: str) -> None:
         """Take note of a From header; what nobody's From is as long as is left out, for strangers can send it."""
-        if len(value) + sum(map(len, self.headers_from)) <= FROM_LIMIT:
+        length = self.from_length + len(value) + (2 if self.headers_from else 0)  # there may be a million empty ones
+        if length <= FROM_LIMIT:
+            self.from_length = length
             self.headers_from.append(value)
+            self.p2_known = None
+
+    @property
+    def p2(self) -> tuple[str, ...]:
+        """The addresses in the From headers so far: parsed once, for a thousand recipients may ask for them."""
+        if self.p2_known is None:
+            self.p2_known = header_addresses(self.headers_from)
+        return self.p2_known
 
     def may_redirect(self, *, egress: bool, local: bool) -> bool:
         """Tell whether a Sieve header at this place can be of this host: above the line of the message's entrance.
@@ -134,7 +147,4 @@ def header_addresses(values: Sequence[str]) -> tuple[str, ...]:
         usual = _USUAL_FROM.fullmatch(values[0].strip(" \t\r\n"))
         if usual:  # in a tenth of the time
             return (usual[1] or usual[2],)
-    try:
-        return tuple(address for _, address in getaddresses(list(values)) if address)
-    except RecursionError:  # groups in groups in groups
-        return ()
+    return tuple(address for value in values for address in header_from.addresses(value))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Optional, Union
 
 from gatepost.relay import Client, Mail, Result, RuleSet, Verdict, attribute
@@ -81,6 +83,7 @@ class Bounced(NamedTuple):
 
 Record = Union[Entry, Bounced]
 _FORMAT = 2
+_BEGIN = re.compile(rb'\[(\d{1,4}),"')
 _OF_FORMAT_1 = {"Entry": 24, "Bounced": 2}
 """How many fields each had there; those that came later have a default. Such lines may wait during an upgrade."""
 _ACTIONS = ("", PASS, RETURN, DEFER, REJECT, REWRITE, MEND, TAG, QUARANTINE)
@@ -98,6 +101,12 @@ def line(record: Record) -> bytes:
         address, time = record
         return f'[{_FORMAT},"Bounced",{_quoted(address)},{time!r}]\n'.encode("ascii")
     return _encode((_FORMAT, type(record).__name__, *record)).encode("ascii") + b"\n"
+
+
+def newer(octets: bytes) -> bool:
+    """Tell whether *octets* begin with a line of a newer release, which is not to be taken for a damaged one."""
+    begin = _BEGIN.match(octets)
+    return begin is not None and int(begin[1]) > _FORMAT
 
 
 def record(octets: bytes) -> Record:
@@ -225,6 +234,11 @@ def with_verdicts(
 def upstream_outcome(verdict: Optional[Verdict]) -> str:
     """Return what Exchange Online will say, "" where that is not known."""
     return outcome(verdict) if verdict else ""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the text for certificate_names or header_from. No name is two: a CN may be "evil.example, contoso.com"."""
+    return ", ".join(name.replace(",", ";") for name in names)
 
 
 def size_of(text: str) -> Optional[int]:

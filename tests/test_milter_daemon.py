@@ -606,9 +606,13 @@ def test_session_under_way_is_finished_when_the_milter_is_told_to_stop(tmp_path:
 def test_milter_that_drains_takes_no_new_session(tmp_path: Path) -> None:
     with Gatepost(tmp_path) as gatepost, MilterClient(gatepost.socket) as client:
         client.open()
+        client.mail(b"<app@contoso.com>")  # a client between two messages is waited for 2 s only
         gatepost.signal(signal.SIGTERM)
         poll(lambda: not serves(gatepost.socket), "the end of new sessions")
-        assert client.send(b"<app@contoso.com>", [OUTSIDE]) == PASSED
+        assert client.rcpt(OUTSIDE) == "continue"
+        client.data()
+        client.end_of_headers()
+        assert client.end_of_message() == "continue"
         client.quit()
         assert gatepost.wait() == 0
 

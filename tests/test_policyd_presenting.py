@@ -10,7 +10,7 @@ import pytest
 from gatepost.admin.authority import Authority, Credentials
 from gatepost.policyd.decisions import Aids, Answer, Transaction, decide
 from gatepost.policyd.presenting import Presenting
-from gatepost.service.certificates import Shown, read
+from gatepost.service.certificates import UNKNOWN, Shown, read
 from gatepost.service.config import parse
 from gatepost.service.presented import Presented, client, matter, server
 from gatepost.service.snapshot import Snapshot, build
@@ -78,7 +78,7 @@ def test_later_rcpt_of_the_same_client_replaces_the_report(hub: Snapshot, crm: C
     presenting = Presenting(hub)
     presenting.report(rcpt(crm.fingerprint), NOW)
     presenting.report(rcpt("3F:5B", issuer), NOW)
-    assert Presented(hub.config.state_directory / "presented").take(ALICE, MATTER, NOW) == ""
+    assert Presented(hub.config.state_directory / "presented").take(ALICE, MATTER, NOW) == UNKNOWN
 
 
 def test_certificate_without_any_name_is_named_in_the_log_once_an_hour(

@@ -24,7 +24,15 @@ from daemonprocess import ROOTS
 from gatepost.admin.authority import Authority, Credentials
 from gatepost.relay import AcceptedDomain, Connector, Organization, Rules
 from gatepost.relay.names import certificate_domain
-from gatepost.service.certificates import Certificates, Shown, first_end_by_organization, read, read_file, stamp
+from gatepost.service.certificates import (
+    UNKNOWN,
+    Certificates,
+    Shown,
+    first_end_by_organization,
+    read,
+    read_file,
+    stamp,
+)
 from gatepost.service.presented import Presented, client, matter, server
 from gatepost.service.tables import ConfigError
 
@@ -461,7 +469,7 @@ def tables(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Presented, P
 def test_report_is_taken_once(tables: tuple[Presented, Presented]) -> None:
     policyd, milter = tables
     policyd.report(ALICE, MATTER, "3f5b9c", 1000.0)
-    assert [milter.take(ALICE, MATTER, 1000.5), milter.take(ALICE, MATTER, 1000.5)] == ["3F:5B:9C", ""]
+    assert [milter.take(ALICE, MATTER, 1000.5), milter.take(ALICE, MATTER, 1000.5)] == ["3F:5B:9C", UNKNOWN]
 
 
 @pytest.mark.parametrize("digest", ["md5", "sha512"])
@@ -488,7 +496,7 @@ def test_report_is_for_that_very_mail_rcpt_and_certificate_only(
 ) -> None:
     policyd, milter = tables
     policyd.report(ALICE, MATTER, "3f5b9c", 1000.0)
-    assert milter.take(ALICE, other, 1000.0) == ""
+    assert milter.take(ALICE, other, 1000.0) == UNKNOWN
     assert milter.take(ALICE, MATTER, 1000.0) == "3F:5B:9C"
 
 
@@ -516,7 +524,7 @@ def test_no_certificate_replaces_the_report_before_it(tables: tuple[Presented, P
     policyd, milter = tables
     policyd.report(ALICE, MATTER, "3f5b9c", 1000.0)
     policyd.report_none(ALICE, 1059.0)
-    assert milter.take(ALICE, MATTER, 1059.0) == ""
+    assert milter.take(ALICE, MATTER, 1059.0) == UNKNOWN
 
 
 def test_no_certificate_leaves_the_reports_on_others_alone(tables: tuple[Presented, Presented]) -> None:

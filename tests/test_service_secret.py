@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gatepost.service.secret import ensure_secret, iso_day, read_keys, read_secret, rotated, write_secret
+from gatepost.service.secret import ensure_secret, iso_day, read_keys, read_secret, rotated, target, write_secret
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key
 
@@ -200,7 +200,7 @@ def test_file_behind_a_link_is_replaced_and_the_link_stays(file: Path, tmp_path:
     shared.mkdir()
     written(shared / "secret", "old\n")
     file.symlink_to("shared/secret")
-    write_secret(file, [Key(b"new")])
+    write_secret(target(file), [Key(b"new")])
     assert os.readlink(file) == "shared/secret"
     assert (shared / "secret").read_text() == "new\n"
     assert [item.name for item in shared.iterdir()] == ["secret"]

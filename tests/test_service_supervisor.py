@@ -477,6 +477,17 @@ def test_worker_is_replaced_without_metrics_where_their_folder_is_gone(milter: G
     assert asks_milter(milter) == PASSED
 
 
+def test_new_worker_makes_no_state_directory_in_the_place_of_one_that_was_taken_away(milter: Gatepost) -> None:
+    """In it the worker would begin an empty store, and refuse bounces to compact addresses of the right one."""
+    (worker,) = milter.workers("milter")
+    milter.state.rename(milter.folder / "away")
+    os.kill(worker, signal.SIGKILL)
+    milter.wait_for_log("error: milter worker: its metrics are not shown: ")
+    assert asks_milter(milter) == PASSED
+    assert not milter.state.exists()
+    (milter.folder / "away").rename(milter.state)
+
+
 @pytest.mark.parametrize("daemon", ["milter", "policyd"])
 def test_stopped_worker_is_killed_and_replaced(both: Gatepost, daemon: str) -> None:
     (worker,) = both.workers(daemon)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -50,6 +51,7 @@ def policyd(config: str) -> None:
 
 def _daemons(config: str, *names: str) -> None:
     garbage.look_as_usual()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # one that comes before the supervisor is there is for it
     from gatepost.admin.run import run as run_daemons
 
     sys.exit(run_daemons(as_path(config), names))

@@ -26,7 +26,7 @@ from gatepost.admin.postsrsd_settings import (
 )
 from gatepost.service.config import PolicydConfig, parse
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
-from gatepost.service.secret import read_secret, replace_file, write_secret
+from gatepost.service.secret import read_secret, replace_file, target, write_secret
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key
 
@@ -152,13 +152,14 @@ def _write(output: Path, text: str, secret_file: Path, source: Path, secrets: Se
             " --stdout prints",
         )
     kept = False
-    there = read_secret(secret_file) if os.path.exists(secret_file) else []
+    leads_to = target(secret_file)
+    there = read_secret(leads_to, follow=False) if os.path.exists(secret_file) else []
     if not there:
         _write_secret(secret_file, b"".join(secret + b"\n" for secret in secrets))
     elif set(secrets) <= {key.secret for key in there}:
         kept = True
     elif untouched:  # then it is of the installation, and no address was made with it
-        _replace(secret_file, lambda: write_secret(secret_file, [*map(Key, secrets), *there]))
+        _replace(secret_file, lambda: write_secret(leads_to, [*map(Key, secrets), *there]))
     else:
         raise MoveError(
             os.EX_CANTCREAT,

@@ -14,7 +14,7 @@ from gatepost.admin.configuration import complain, fingerprint, problems_reporte
 from gatepost.admin.reload import Outcome, reload_daemons
 from gatepost.service.config import Config, load
 from gatepost.service.reversal import day
-from gatepost.service.secret import iso_day, new_secret, read_secret, rotated, write_secret
+from gatepost.service.secret import iso_day, new_secret, read_secret, rotated, target, write_secret
 from gatepost.service.srs_config import Format
 from gatepost.service.tables import ConfigError
 from gatepost.srs import Key
@@ -33,7 +33,8 @@ def run(path: Path, *, at_once: bool) -> int:
     with problems_reported():
         config = load(path)
         file = config.srs.secret_file
-        before = _read(file)
+        there = target(file)
+        before = _read(there)
     if before is None:
         return os.EX_NOPERM
     now = int(time.time())
@@ -43,13 +44,13 @@ def run(path: Path, *, at_once: bool) -> int:
         return os.EX_OK
     first_day = day(now + _SHORT_S) + 1
     try:
-        changed_on = day(int(file.stat().st_mtime))
+        changed_on = day(int(there.lstat().st_mtime))
         keys = rotated(before, new_secret(), first_day, today, config.srs.validity_days, changed_on)
-        write_secret(file, keys)
+        write_secret(there, keys)
         loaded = _reload(config)
         if at_once and loaded is not None:
             keys = [keys[0]._replace(signs_from=today), *keys[1:]]
-            write_secret(file, keys)
+            write_secret(there, keys)
             loaded = _reload(config)
     except PermissionError as error:
         complain(f"{file}: cannot be written: {error.strerror}; the keys are as they were; {_WHO}")
@@ -67,7 +68,7 @@ def run(path: Path, *, at_once: bool) -> int:
 def _read(file: Path) -> Optional[list[Key]]:
     """Return the keys, None and a complaint where this user may not read them. Raises ConfigError."""
     try:
-        return read_secret(file)
+        return read_secret(file, follow=False)
     except ConfigError as error:
         if isinstance(error.__cause__, PermissionError):
             complain(f"{error}; {_WHO}")

@@ -51,6 +51,7 @@ class MetricsDaemon:
 def run(path: Path, names: Sequence[str]) -> int:
     """Run the daemons *names*, of "milter" and "policyd", with the configuration in *path*; return the exit status."""
     log.name_process(names[0] if len(names) == 1 else "run")
+    os.umask(os.umask(0o777) | 0o022)  # who may write to the state directory can switch bypass on
     try:
         snapshot = first_snapshot(path)
     except ConfigError as error:

@@ -75,7 +75,8 @@ class Status:
     """All that `gatepost status` tells; now, bypass_since, errors' times: Unix seconds.
 
     changed: the configuration file is not as it was loaded. modes: those in force, by organization; where nothing runs,
-    the file's. errors: None where they can't be read.
+    the file's. behind_s: how long ago all that was recorded was last in the store. errors: None where they can't be
+    read.
     """
 
     config: Config
@@ -88,6 +89,7 @@ class Status:
     bypass_since: Optional[float]
     hour: Hour
     backlog_bytes: int
+    behind_s: float
     errors: Optional[tuple[tuple[float, str], ...]]
 
     @property
@@ -137,6 +139,7 @@ def status(config: Config, wrong: tuple[str, ...] = ()) -> Status:
         bypass_since=_mtime(bypass_file(config)),
         hour=_hour(config, now),
         backlog_bytes=int(sum(state.gauge(metrics.LEDGER_BACKLOG).values())),
+        behind_s=now - max(state.gauge(metrics.LEDGER_LOADED).values(), default=now),
         errors=errors,
     )
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ERRORS = 5
 """How many of the last errors are shown to a person."""
+BEHIND_S = 5.0
+"""The loader tries several times a second."""
 _ACTIONS = {
     PASS: "passed",
     REWRITE: "rewritten by SRS",
@@ -105,7 +107,11 @@ def _odd(item: Workers) -> Iterator[str]:
 def _ledger(status: Status) -> str:
     if not any(item.wanted for item in status.workers if item.name.startswith("ledger")):
         return "off (ledger.days = 0)"
-    return f"{status.backlog_bytes} bytes wait for the store" if status.backlog_bytes else "all is in the store"
+    if status.backlog_bytes:
+        return f"{status.backlog_bytes} bytes wait for the store"
+    if status.behind_s > BEHIND_S:
+        return f"the store has not answered for {status.behind_s:.0f} s"
+    return "all is in the store"
 
 
 def mode_in_words(known: ModeSince, now: float) -> str:

@@ -30,6 +30,7 @@ from gatepost.service.organizations import RefusalAction
 from gatepost.service.replies import FAULT, Reply
 from gatepost.service.series import Series
 from gatepost.service.shared import Shared, open_shared
+from gatepost.service.signals import wait_for_one
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.srs_config import ReverseBy
 
@@ -278,7 +279,7 @@ class MilterDaemon:
             series.beat(time.monotonic())
             if spool is not None:
                 spool.tick()
-            if signal.sigtimedwait({signal.SIGUSR1}, BEAT_S):
+            if wait_for_one({signal.SIGUSR1}, BEAT_S):
                 self._drain(series)
                 return
         raise RuntimeError("libmilter has stopped")

@@ -23,8 +23,7 @@ from typing import Callable, Optional, Union, cast
 
 from gatepost.policyd import decisions
 from gatepost.policyd.accepting import Acceptor, Shares
-from gatepost.policyd.attributes import Attributes
-from gatepost.policyd.decisions import Action, Aids, Entry, Found, Transaction
+from gatepost.policyd.decisions import Action, Entry, Found, Transaction
 from gatepost.policyd.wire import (
     PolicyParser,
     ProtocolError,
@@ -35,11 +34,9 @@ from gatepost.policyd.wire import (
     policy_reply,
     tcp_table_reply,
 )
-from gatepost.policyd.worker import Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
+from gatepost.policyd.worker import STORE_S, Fetched, LookUp, PolicyRequest, Request, Worker, octets_of, text_of
 from gatepost.service import flow, log, replies
-from gatepost.service.hops import NOTE_AGE_S, Hop, policyd_key
-from gatepost.service.metrics import DECISIONS, POLICY_REQUESTS, SRS_REVERSALS, UPSTREAM_DECISIONS
-from gatepost.service.reference import new_reference
+from gatepost.service.metrics import DECISIONS, LEDGER_RECORDS, POLICY_REQUESTS, SRS_REVERSALS, UPSTREAM_DECISIONS
 from gatepost.service.reversal import Bounce
 from gatepost.service.series import Series
 from gatepost.service.snapshot import Snapshot
@@ -48,11 +45,16 @@ from gatepost.service.upstream import upstream_labels
 
 MAX_CONNECTIONS = 5000
 """Of one worker; one more is closed at once."""
+TURN_OCTETS = 2048
+"""How much of what a client has sent is answered before others have their turn. Postfix sends one request at a time."""
 DRAIN_S = 5.0
 _TICK_S = 0.25
 _GRACE_S = 0.05
 _NOTHING_SEEN = Transaction()
-_STATES = frozenset(("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN"))
+_STATES = {
+    state.encode(): state
+    for state in ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")
+}
 
 Parser = Union[PolicyParser, SocketmapParser, TcpTableParser]
 
@@ -65,10 +67,13 @@ class Connection(asyncio.Protocol):
         self._tcp_table = tcp_table
         self._parser: Optional[Parser] = TcpTableParser() if tcp_table else None
         self._transaction = _NOTHING_SEEN
+        self._unparsed = b""
         self._waiting: deque[Request] = deque()
         self._task: Optional[asyncio.Task[None]] = None
         self._recording: Optional[Future[bool]] = None
         self._clogged = False
+        self._paused = False
+        self._due = False
         self._failed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -91,26 +96,46 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._clogged = False
         self._regulate()
+        self._wait_for_turn()
 
     def _regulate(self) -> None:
         """Take no more requests from a client that does not read its answers, or while one of its requests waits."""
-        if self._transport.is_closing():
+        pause = self._clogged or self._task is not None or bool(self._unparsed)
+        if pause is self._paused or self._transport.is_closing():
             return
-        if self._clogged or self._task is not None:
+        self._paused = pause
+        if pause:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        self._unparsed += data
+        if self._task is None and not self._due:
+            self._go_on()
+
+    def _wait_for_turn(self) -> None:
+        """Go on with what is left, if any, once others have had their turn."""
+        if self._unparsed and self._task is None and not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._due = False
+        if not (self._clogged or self._transport.is_closing()):
+            self._go_on()
+
+    def _parse(self) -> bool:
+        """Take up to TURN_OCTETS of what has come; False: the client breaks the protocol."""
+        octets, self._unparsed = self._unparsed[:TURN_OCTETS], self._unparsed[TURN_OCTETS:]
         try:
             if self._parser is None:
-                self._parser = parser_for(data)
-            self._waiting.extend(self._requests(self._parser, data))
+                self._parser = parser_for(octets)
+            self._waiting.extend(self._requests(self._parser, octets))
         except ProtocolError as error:
             self.break_off(str(error))
-            return
-        if self._task is None:
-            self._go_on()
+            return False
+        return True
 
     def _requests(self, parser: Parser, data: bytes) -> Sequence[Request]:
         if isinstance(parser, SocketmapParser):
@@ -120,9 +145,11 @@ class Connection(asyncio.Protocol):
         return [PolicyRequest(attributes) for attributes in parser.feed(data)]
 
     def _go_on(self) -> None:
-        """Answer what waits, in its order, up to the first request that has to wait itself."""
+        """Answer what waits, in its order, up to the first request that has to wait itself, or to the end of a turn."""
         worker = self._worker
         answers = []
+        if self._unparsed and not self._waiting and not self._parse():
+            return
         while self._waiting and not self._failed:
             request = self._waiting.popleft()
             try:
@@ -139,18 +166,19 @@ class Connection(asyncio.Protocol):
             else:
                 later = self._fetched(request, fetched)
             self._task = asyncio.ensure_future(self._answer_later(later))
-            self._regulate()
             break
         if answers:
             self._transport.write(b"".join(answers))
         if self._failed:
             self._transport.close()
-        elif self._task is None and not (self._parser and self._parser.unfinished):
+        elif self._task is None and not self._unparsed and not (self._parser and self._parser.unfinished):
             worker.half_sent.pop(self, None)
             if worker.draining:
                 self.close_if_idle()
         elif answers or self not in worker.half_sent:
             worker.half_sent[self] = time.monotonic()
+        self._regulate()
+        self._wait_for_turn()
 
     async def _fetched(self, request: Request, awaited: Awaitable[Fetched]) -> bytes:
         return await self._recorded(self._answered(request, await awaited))
@@ -158,10 +186,19 @@ class Connection(asyncio.Protocol):
     async def _recorded(self, answer: bytes) -> bytes:
         """Return *answer* once what belongs to it is in the ledger, or another one where it must be and can't."""
         recording, self._recording = self._recording, None
-        if recording is None or await asyncio.wrap_future(recording):
+        if recording is None or await self._in_time(recording):
             return answer
         required = self._worker.snapshot.config.ledger.required
         return policy_reply(octets_of(str(replies.LEDGER_AWAY))) if required else answer
+
+    async def _in_time(self, recording: Future[bool]) -> bool:
+        """Wait for the ledger's spool; False: what was to be recorded is lost, or its disk hangs."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(recording), STORE_S)
+        except asyncio.TimeoutError:
+            self._worker.complain("store", f"ledger: its spool has not answered for {STORE_S:.0f} s", closed=False)
+            self._worker.series.add(LEDGER_RECORDS, ("lost",))
+            return False
 
     async def _answer_later(self, later: Awaitable[bytes]) -> None:
         try:
@@ -224,19 +261,18 @@ class Connection(asyncio.Protocol):
         now = int(time.time())
         if request.get(b"protocol_state") == b"RCPT":
             worker.presenting.report(request, now)
-        client = text_of(request.get(b"client_address", b""))
-        aids = Aids(new_reference, fetched.stored, lambda client: worker.guesses.too_many(client, now), self._noted)
+        stored = fetched.token or fetched.error
+        aids = worker.aids._replace(stored=fetched.stored) if stored else worker.aids
         try:
             answer, self._transaction = decisions.decide(worker.snapshot, request, self._transaction, now, aids)
         except StoreError as error:
             worker.store_failed(error)
             return str(replies.STORE_AWAY).encode()
-        state = request.get(b"protocol_state", b"").decode("ascii", "replace")
-        series.add(POLICY_REQUESTS, (state if state in _STATES else "other", answer.action.value))
+        series.add(POLICY_REQUESTS, (_STATES.get(request.get(b"protocol_state", b""), "other"), answer.action.label))
         if answer.bounce is not None:
             series.add(SRS_REVERSALS, answer.bounce.labels)
             if answer.bounce is Bounce.FORGED:
-                worker.guesses.failed(client, now)
+                worker.guesses.failed(text_of(request.get(b"client_address", b"")), now)
         if answer.judgement is not None:
             series.add(DECISIONS, flow.labels(answer.judgement.verdict))
             if answer.judgement.upstream:
@@ -247,22 +283,10 @@ class Connection(asyncio.Protocol):
             worker.record_refusal(answer.refused)
         if answer.action is Action.REDIRECT:
             worker.record_bounce(decisions.rcpt_at_data(request, self._transaction))
-        if answer.noted and worker.notes:
-            worker.notes.put(_note(request), Hop(b"", answer.noted), now)
+        if answer.noted:
+            worker.note(request, answer.noted, now)
         self._recording = worker.record(answer.passed)
         return octets_of(answer.text)
-
-    def _noted(self, request: Attributes) -> str:
-        """Return the reference that was noted for the recipient of *request*, "" for none."""
-        notes = self._worker.notes
-        note = notes.get(_note(request), int(time.time()), NOTE_AGE_S) if notes else None
-        return note.reference if note else ""
-
-
-def _note(request: Attributes) -> str:
-    """Return the key under which the milter finds what was noted for a recipient."""
-    attributes = map(request.get, (b"client_address", b"client_port", b"sender", b"recipient"))
-    return policyd_key(*(text_of(value or b"") for value in attributes))
 
 
 def _map_reply(request: LookUp, entry: Entry) -> bytes:

@@ -33,7 +33,7 @@ DIGESTS = ("md5", "sha1", "sha256", "sha384", "sha512")
 MAX_OCTETS = 1 << 20
 MAX_WARNINGS = 20
 
-_PEM = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----(.*?)-----END (?:X509 )?CERTIFICATE-----", re.DOTALL)
+_PEM = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----([^-]*)-----END (?:X509 )?CERTIFICATE-----")
 _BEGIN = re.compile(rb"-----BEGIN (?:X509 )?CERTIFICATE-----")
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _SEQUENCE = b"\x30"
@@ -65,6 +65,8 @@ class Shown(NamedTuple):
 
 
 NO_CERTIFICATE = Shown()
+UNKNOWN = "unknown"
+"""In the place of a fingerprint: it is nobody's, so that no file's names count."""
 
 
 class Certificates:
@@ -112,7 +114,7 @@ class Certificates:
         known = self.known_names(shown)
         if known or not shown.issuer:
             return known
-        return (f"{NO_NAME}: fingerprint {shown.fingerprint}" if shown.fingerprint else NO_NAME,)
+        return (f"{NO_NAME}: fingerprint {shown.fingerprint}" if shown.fingerprint not in ("", UNKNOWN) else NO_NAME,)
 
     def known_names(self, shown: Shown) -> tuple[str, ...]:
         """Return the names of the certificate that a client came with.

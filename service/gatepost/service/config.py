@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from gatepost.service.certificates import DEFAULT_FOLDER
 from gatepost.service.fields import Listen
 from gatepost.service.organizations import Kept, Mode, OrganizationConfig, RefusalAction
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
+from gatepost.service.regular import read_regular
 from gatepost.service.srs_config import SrsConfig
 from gatepost.service.tables import ConfigError, Notes, Table
 from gatepost.service.upstream import UpstreamConfig
@@ -105,7 +107,7 @@ class Config:
     egress: Optional[EgressConfig]
     metrics: Optional[Listen]
     ledger: LedgerConfig = LedgerConfig()
-    store_url: str = ""
+    store_url: str = field(default="", repr=False)  # may hold a password
     nameservers: tuple[Listen, ...] = ()
     fcrdns: bool = False
     upstream: Optional[UpstreamConfig] = None
@@ -153,7 +155,7 @@ def read(path: Path) -> dict[str, object]:
 def text(path: Path) -> str:
     """Return what is in *path*. Raises ConfigError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(read_regular(path)), encoding="utf-8-sig").read()
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror}"]) from error
     except UnicodeDecodeError as error:
@@ -164,7 +166,7 @@ def document(text: str) -> dict[str, object]:
     """Return a TOML document. Raises ConfigError."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one; so is what Python says of a number of 4,300 digits
         raise ConfigError([f"is not TOML: {error}"]) from error
     except RecursionError as error:
         raise ConfigError(["is nested too deeply"]) from error

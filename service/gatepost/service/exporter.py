@@ -30,6 +30,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from gatepost.service import log, metrics
+from gatepost.service.loader_daemon import LedgerDaemon
 from gatepost.service.metrics import Counter, Gauge, Histogram, Metric
 from gatepost.service.series import Labels, Series, Totals, attached
 
@@ -104,17 +105,24 @@ def _silence_s(process: Process, now: float) -> float:
     return silence_s if silence_s >= 0 else math.inf
 
 
+def _limit_s(daemon: str) -> float:
+    """Return for how long a process may be silent. A loader waits for the store, and no mail waits for a loader."""
+    return LedgerDaemon.silence_s if daemon.partition(".")[0] == "ledger" else SILENT_S
+
+
 def problems(state: State, now: float) -> list[str]:
     """Return one line for each thing that is wrong; *now* in seconds of CLOCK_MONOTONIC."""
     found = []
     for process in state.processes:
-        if _silence_s(process, now) > SILENT_S:
+        if _silence_s(process, now) > _limit_s(process.daemon):
             found.append(f"{process.daemon}: process {process.pid} is silent for {abs(now - process.heartbeat):.1f} s")
-    there = beating(state, now)
+    there = Counts(
+        item.daemon for item in state.processes if item.ready and _silence_s(item, now) <= _limit_s(item.daemon)
+    )
     wanted_by_daemon = state.gauge(metrics.WORKERS_WANTED)
     for (daemon,), wanted in sorted(wanted_by_daemon.items()):
-        if there.get(daemon, 0) < wanted:
-            found.append(f"{daemon}: {there.get(daemon, 0)} of {wanted:.0f} workers are ready")
+        if there[daemon] < wanted:
+            found.append(f"{daemon}: {there[daemon]} of {wanted:.0f} workers are ready")
     for (name,), ok in sorted(state.gauge(metrics.LAST_RELOAD_OK).items()):
         if not ok:
             found.append(f"{name}: the last reload failed, the previous configuration is in use")

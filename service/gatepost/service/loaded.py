@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Optional
 
 from gatepost.service.organizations import Mode, OrganizationConfig
+from gatepost.service.regular import read_regular
 
 ModeSince = tuple[Mode, Optional[datetime]]
 """A mode, and the enforce_from that it goes by instead where there is one."""
@@ -33,7 +34,7 @@ class Loaded:
 def digest_of(path: Path) -> str:
     """Return what tells the content of *path* from others, "" where it can't be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular(path)).hexdigest()
     except OSError:
         return ""
 

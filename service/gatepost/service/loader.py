@@ -18,7 +18,7 @@ from typing import Optional
 from gatepost.service import spool
 from gatepost.service.config import Config
 from gatepost.service.database import Database, make_file
-from gatepost.service.ledger import Record, record
+from gatepost.service.ledger import Record, newer, record
 from gatepost.service.ledger_store import (
     Batch,
     forget_file,
@@ -135,6 +135,8 @@ class Loader:
             begin = self._position(path.name)
             if begin < size:
                 octets = os.pread(fd, BATCH_BYTES, begin)
+                if newer(octets):
+                    raise OSError(f"{path.name}: a newer release has written it, and has to take it in")
                 whole = octets.rfind(b"\n") + 1
                 if whole == 0 and (len(octets) == BATCH_BYTES or not written):
                     whole = len(octets)  # no line of ours

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gatepost.service import log, metrics
 from gatepost.service.config import Config
 from gatepost.service.series import Series
+from gatepost.service.signals import wait_for_one
 from gatepost.service.snapshot import Snapshot
 from gatepost.service.store import StoreError
 
@@ -57,7 +58,7 @@ class LedgerDaemon:
         loader = Loader(snapshot.config, lambda result, count: series.add(metrics.LEDGER_RECORDS, (result,), count))
         pause_s = 0.0
         trim_at = 0.0
-        while not signal.sigtimedwait({signal.SIGUSR1}, pause_s):
+        while not wait_for_one({signal.SIGUSR1}, pause_s):
             series.beat(time.monotonic())
             pause_s = self._load(loader, series)
             if pause_s < RETRY_S and time.monotonic() >= trim_at:

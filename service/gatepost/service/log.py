@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
 
@@ -32,6 +34,8 @@ _journal = _leads_to_journal(2)
 _program = "gatepost"
 _errors: Optional[Path] = None
 _second = (0, "")
+_output: Optional[Callable[[bytes], object]] = None
+_unlogged = 0
 
 
 def name_process(name: str) -> None:
@@ -96,9 +100,42 @@ def _time() -> str:
     return _second[1]
 
 
+def _shown(character: str) -> str:
+    """Return what a reader sees: what moves text or breaks lines (U+202E, U+2028) is escaped."""
+    return character if character.isprintable() else character.encode("ascii", "backslashreplace").decode()
+
+
 def _write(level: int, text: str) -> None:
     head = mark(level) or f"{_time()} {_program}[{os.getpid()}]: "
-    shown = text if text.isprintable() else text.translate(_CONTROL)
-    line = f"{head}{shown}\n".encode("utf-8", "backslashreplace")
-    with contextlib.suppress(OSError):  # a log that is gone or full must not stop mail
-        os.write(2, line)
+    shown = text if text.isprintable() else "".join(map(_shown, text.translate(_CONTROL)))
+    _put_out(head, f"{head}{shown}\n".encode("utf-8", "backslashreplace"))
+
+
+def _put_out(head: str, line: bytes) -> None:
+    """Write *line*. A log that is gone, full or not read must not stop mail; how many lines were not read is said."""
+    global _output, _unlogged
+    _output = _output or _without_waiting()
+    if _unlogged:
+        line = f"{mark(4) or head}warning: {_unlogged} lines could not be logged\n".encode() + line
+    try:
+        _output(line)
+        _unlogged = 0
+    except BlockingIOError:
+        _unlogged += 1
+    except OSError:
+        pass
+
+
+def _without_waiting() -> Callable[[bytes], object]:
+    """Return what writes to standard error and never waits for its reader, be it the journal or a program."""
+    with contextlib.suppress(OSError):
+        mode = os.fstat(2).st_mode
+        if stat.S_ISSOCK(mode):
+            import socket
+
+            journal = socket.socket(fileno=os.dup(2))
+            return lambda line: journal.send(line, socket.MSG_DONTWAIT)
+        if stat.S_ISFIFO(mode):  # opened anew: O_NONBLOCK is for all who share an open file; fails for another's pipe
+            pipe = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return lambda line: os.write(pipe, line)
+    return lambda line: os.write(2, line)

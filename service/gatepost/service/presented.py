@@ -4,7 +4,9 @@
 A table that every worker maps, one place for each client's address and port. Postfix asks policyd about a RCPT before
 it passes that to milters. A report counts for that MAIL, RCPT, CN, issuer and server only, once, for a minute; each
 replaces the one before it, "no certificate" too, for a source port can come again with another client behind it. What
-is lost costs the names in a certificate's SAN, never more than that.
+is lost costs the names in a certificate's SAN, never more than that. Where policyd has reported on a client, but not on
+this RCPT as the milter has it, the CN alone counts: to write an address so that both read it differently must not make
+one certificate pass for another with its CN.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from gatepost.service.certificates import Shown
+from gatepost.service.certificates import UNKNOWN, Shown
 from gatepost.service.slots import Slots, octets_for
 
 SLOTS = 1 << 14
@@ -49,13 +51,16 @@ class Presented:
             self._slots.put(client, self._none, now)
 
     def take(self, client: str, matter: str, now: float) -> str:
-        """Return the fingerprint that was reported for *matter* and forget it; "" where there is none."""
+        """Return the fingerprint that was reported for *matter* and forget it.
+
+        "" where the MTA did not tell it, or nothing was reported of *client*; UNKNOWN where only something else was.
+        """
         found = self._slots.get(client)
         if found is None or abs(now - found[1]) > MAX_AGE_S:
             return ""
         about, length = found[0][:_MATTER_OCTETS], found[0][_MATTER_OCTETS]
         if about != octets_for(matter, _MATTER_OCTETS):
-            return ""
+            return UNKNOWN
         self._slots.put(client, self._none, now)
         return found[0][_MATTER_OCTETS + 1 :][:length].hex(":").upper()
 

@@ -23,6 +23,8 @@ from gatepost.srs import Key, Keys
 _EPOCH = date(1970, 1, 1)
 _SIGNS_FROM = re.compile(rb"#\s*signs from\s+(\d\S*?)(?:[\s,;:.].*)?", re.IGNORECASE)
 _DAY = re.compile(rb"\d{4}-\d\d-\d\d")
+_NO_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
+"""A crash leaves NUL octets in the place of what was not on the disk yet, a secret that everybody knows."""
 
 
 def read_keys(path: Path) -> Keys:
@@ -30,10 +32,10 @@ def read_keys(path: Path) -> Keys:
     return Keys(read_secret(path))
 
 
-def read_secret(path: Path) -> list[Key]:
-    """Return the keys in *path*, in its order. Raises ConfigError."""
+def read_secret(path: Path, *, follow: bool = True) -> list[Key]:
+    """Return the keys in *path*, in its order; *follow*: also where it is a link. Raises ConfigError."""
     try:
-        with open_regular(path) as file:
+        with open_regular(path, follow=follow) as file:
             mode = os.fstat(file.fileno()).st_mode
             octets = file.read()
     except OSError as error:
@@ -57,6 +59,8 @@ def _keys(octets: bytes, path: Path) -> list[Key]:
             except ValueError:
                 raise ConfigError([f'{path}: line {number}: "# signs from" takes a day such as 2026-11-23']) from None
         elif line and not line.startswith(b"#"):
+            if _NO_TEXT.search(line):
+                raise ConfigError([f"{path}: line {number}: is no text, so no SRS secret: the file is damaged"])
             found.append(Key(line, signs_from))
             signs_from = 0
     return found
@@ -110,9 +114,23 @@ def rotated(
     return kept
 
 
+def target(path: Path) -> Path:
+    """Return the file that *path* leads to, what all hosts share perhaps. Raises ConfigError.
+
+    Root follows no link in a folder of another user's, who could have it read and replace any file.
+    """
+    if os.geteuid() or not path.parent.exists() or not path.parent.stat().st_uid:
+        return path.resolve()
+    if path.is_symlink():
+        raise ConfigError([f"{path}: is a link in a folder that is not root's; srs.secret_file must name its target"])
+    return path
+
+
 def write_secret(path: Path, keys: Sequence[Key]) -> None:
-    """Replace the file at once by one with *keys*, same owner and mode. Raises OSError; the old one then stays."""
-    path = path.resolve()  # where it is a link, to what all hosts share perhaps
+    """Replace the file *path*, no link (see `target`), at once by one with *keys*, same owner and mode.
+
+    Raises OSError; the old one then stays.
+    """
     lines: list[bytes] = []
     for key in keys:
         if key.signs_from:

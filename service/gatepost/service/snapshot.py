@@ -15,10 +15,12 @@ from gatepost.service import unchanged, upstream
 from gatepost.service.certificates import Certificates
 from gatepost.service.certificates import read as read_certificates
 from gatepost.service.config import Config, RelayConfig, load, uncollected
+from gatepost.service.exports import counted
 from gatepost.service.hops import organization_digest
 from gatepost.service.organizations import Mode, OrganizationConfig, RefusalAction
 from gatepost.service.secret import read_keys
 from gatepost.service.srs_config import COMPACT, Format
+from gatepost.service.tables import ConfigError
 from gatepost.service.upstream import Upstream
 from gatepost.srs import Classic, Compact, Exchange, Keys
 
@@ -193,4 +195,16 @@ def load_snapshot(path: Path, before: Optional[Snapshot] = None) -> Snapshot:
     config = unchanged.load(path, before.config) if before else load(path)
     keys = read_keys(config.srs.secret_file)
     certificates = read_certificates(config.relay.certificate_folder)
+    if before:
+        _refuse_lost_certificates(before, config.relay.certificate_folder)
     return build(config, keys, time.time(), certificates, before.rules if before else None)
+
+
+def _refuse_lost_certificates(before: Snapshot, folder: Path) -> None:
+    """Raise ConfigError where the folder that certificates were read from is gone, as when its disk is not mounted.
+
+    Clients that are known by them would be refused for good.
+    """
+    if len(before.certificates) and before.config.relay.certificate_folder == folder and not folder.exists():
+        lost = counted(len(before.certificates), "certificate")
+        raise ConfigError([f"{folder}: is gone, and {lost} with it; make it anew, empty where there shall be none"])

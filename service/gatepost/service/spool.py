@@ -28,6 +28,8 @@ REFUSALS = 1000
 REFUSALS_PER_S = 5.0
 """Refusals at RCPT that one worker records: so many at once, then so many a second. A flood fills no store."""
 LOG_EVERY_S = 60.0
+WAIT_S = 2.0
+"""How long a thread waits for others to write. Longer is a disk that hangs, which takes one thread of each worker."""
 SUFFIX = ".spool"
 
 
@@ -44,6 +46,8 @@ class Spool:
         self._series = series
         self._segment_s = segment_s
         self._lock = threading.Lock()
+        self._busy_since = 0.0
+        self._refusals_lock = threading.Lock()
         self._fd = -1
         self._size = 0
         self._begun_at = 0.0
@@ -56,19 +60,32 @@ class Spool:
     def add(self, records: Sequence[Record]) -> bool:
         """Append *records*, all or none. False: they are lost, which is counted and logged."""
         octets = b"".join(map(line, records))
-        with self._lock:
-            try:
-                self._append(octets)
-            except OSError as error:
-                self._lose(len(records), error.strerror or str(error))
-                return False
+        if not self._enter():
+            self._lose(len(records), "the disk does not answer")
+            return False
+        try:
+            self._append(octets)
+        except OSError as error:
+            self._lose(len(records), error.strerror or str(error))
+            return False
+        finally:
+            self._busy_since = 0.0
+            self._lock.release()
         self._series.add(metrics.LEDGER_RECORDS, ("spooled",), len(records))
+        return True
+
+    def _enter(self) -> bool:
+        """Take the lock. False: another thread has been writing for WAIT_S."""
+        since = self._busy_since or time.monotonic()
+        if not self._lock.acquire(timeout=max(0.0, since + WAIT_S - time.monotonic())):
+            return False
+        self._busy_since = time.monotonic()
         return True
 
     def add_refusal(self, record: Record) -> bool:
         """Append a refusal, unless there were too many of late, which is counted. False: it is lost."""
         now = time.monotonic()
-        with self._lock:
+        with self._refusals_lock:
             earned = (now - self._refused_at) * REFUSALS_PER_S
             self._refusals = min(float(REFUSALS), self._refusals + earned)
             self._refused_at = now

@@ -18,7 +18,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, Optional, Protocol
@@ -29,6 +29,7 @@ from gatepost.service.loaded import Loaded
 from gatepost.service.reversal import DAY_S
 from gatepost.service.secret import ensure_secret, read_keys
 from gatepost.service.series import Series, clear, fold, put_away
+from gatepost.service.signals import wait_for_one
 from gatepost.service.snapshot import Snapshot, build, load_snapshot
 from gatepost.service.srs_config import forgotten
 from gatepost.service.tables import ConfigError
@@ -175,7 +176,7 @@ class Supervisor:
         path = self._folder / f"{daemon.name}-{next(self._numbers)}.series"
         now = time.monotonic()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)  # a state directory that was taken away comes back
             series = Series.create(path)
         except OSError as error:  # mail matters more than its metrics
             log.error(f"{daemon.name} worker: its metrics are not shown: {error}")
@@ -199,8 +200,7 @@ class Supervisor:
 
     def _serve(self, ready: Callable[[str], None]) -> None:
         while self._workers or self._respawns:
-            caught = signal.sigtimedwait(_WATCHED, _CHANGE_TICK_S if self._changing or self._before else _TICK_S)
-            number = caught.si_signo if caught else 0
+            number = wait_for_one(_WATCHED, _CHANGE_TICK_S if self._changing or self._before else _TICK_S)
             if number in (signal.SIGTERM, signal.SIGINT) and not self._stopping:
                 log.info(f"{self._names} draining")
                 ready("STOPPING=1")
@@ -316,7 +316,10 @@ class Supervisor:
             self._show_certificates()
             self._show_loaded()
             export_log.tell(self._snapshot.config, before.config)
-            forgot = forgotten(before.config.srs, self._snapshot.config.srs)
+            forgot = (
+                *forgotten(before.config.srs, self._snapshot.config.srs),
+                *_forgotten_keys(before, self._snapshot),
+            )
             for warning in (*self._snapshot.config.warnings, *self._snapshot.certificates.warnings, *forgot):
                 log.warning(warning)
         elif time.monotonic() > self._reload_by:
@@ -440,6 +443,15 @@ def first_snapshot(path: Path) -> Snapshot:
     for warning in (*config.warnings, *clients.warnings):
         log.warning(warning)
     return build(config, read_keys(config.srs.secret_file), time.time(), clients)
+
+
+def _forgotten_keys(before: Snapshot, after: Snapshot) -> Iterator[str]:
+    """Yield, in words, that no key is left of those *before*, as where another file has got into the secret's place."""
+    if set(before.keys.digests(b"")).isdisjoint(after.keys.digests(b"")):
+        yield (
+            f"{after.config.srs.secret_file}: no key of before is in it, so no SRS address of before is brought back; "
+            "put the old keys below the new one"
+        )
 
 
 def _stamps(config: Config) -> Stamps:

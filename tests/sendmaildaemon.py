@@ -58,6 +58,8 @@ define(`confFORWARD_PATH', `@ROOT@/forward/$u')dnl
 define(`confDELIVERY_MODE', `interactive')dnl
 define(`confMIN_QUEUE_AGE', `0')dnl
 define(`confTO_IDENT', `0')dnl
+define(`confQUEUE_LA', `1000')dnl
+define(`confREFUSE_LA', `1000')dnl
 define(`confCACERT', `@ROOT@/tls/ca.pem')dnl
 define(`confCACERT_PATH', `@ROOT@/tls')dnl
 define(`confSERVER_CERT', `@SERVER@.pem')dnl

@@ -51,7 +51,17 @@ before=$(systemctl show -P MainPID gatepost-policyd)
 $apt install /mnt/{NEWER}
 say upgraded
 [ "$before" = "$(systemctl show -P MainPID gatepost-policyd)" ] || echo 'policyd is another process'
-echo "failed: $(systemctl --failed --plain --no-legend 'gatepost*')"
+before=$(systemctl show -P MainPID gatepost-policyd)
+cp -p /{CONFIGURATION} /root/right
+echo 'gone = "a key of the version before"' >>/{CONFIGURATION}
+$apt install --reinstall /mnt/{NEWER}
+say 'not understood'
+[ "$before" = "$(systemctl show -P MainPID gatepost-policyd)" ] && echo 'policyd has gone on'
+cp -p /root/right /{CONFIGURATION}
+systemctl restart gatepost.target
+say mended
+[ "$before" = "$(systemctl show -P MainPID gatepost-policyd)" ] || echo 'policyd is a new process'
+echo "failed: $(systemctl list-units --failed --plain --no-legend 'gatepost*')"
 """
 KEEP = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold")
 """As unattended-upgrades does: an edited configuration file stays."""
@@ -289,6 +299,7 @@ def booted(debian: Chroot, after_postfix: None) -> str:
         ("purged", "inactive inactive inactive"),
         ("installed", "active active active"),
         ("upgraded", "active inactive active"),  # the milter was disabled before, and stays so
+        ("not understood", "active inactive active"),
     ],
 )
 def test_units_run_whenever_they_should(booted: str, moment: str, states: str) -> None:
@@ -298,6 +309,13 @@ def test_units_run_whenever_they_should(booted: str, moment: str, states: str) -
 
 def test_upgrade_restarts_what_runs(booted: str) -> None:
     assert "policyd is another process\n" in booted
+
+
+def test_upgrade_lets_daemons_go_on_that_could_not_start_again_and_says_so(booted: str) -> None:
+    assert "gone: unknown key\n" in booted
+    assert "gatepost: Mend it, then: systemctl restart gatepost.target\n" in booted
+    assert "policyd has gone on\n" in booted
+    assert "policyd is a new process\n" in booted
 
 
 def test_mail_passes_the_units_sandbox(booted: str) -> None:

@@ -343,6 +343,20 @@ class TestBooted:
         assert "wrong: unknown key" in booted.journal("--priority=err", "--unit", DAEMONS[0])
         assert booted.send().communicate()[0] == "all taken\n"
 
+    def test_upgrade_restarts_daemons_unless_the_new_version_could_not_start_them_again(self, booted: Booted) -> None:
+        query = ["rpm", "--root", booted.root, "--query", "--queryformat", "%{POSTUN}", "gatepost"]
+        after = ("sh", "-c", subprocess.check_output(query, text=True), "sh", "1")
+        before = [booted.property(unit, "MainPID") for unit in DAEMONS]
+        file = booted.root / "etc/gatepost/gatepost.toml"
+        file.write_text(CONFIGURATION + "\nwrong = 1\n")
+        printed = booted.run(*after)
+        assert "wrong: unknown key" in printed
+        assert printed.endswith("gatepost: Mend it, then: systemctl restart gatepost.target\n")
+        assert [booted.property(unit, "MainPID") for unit in DAEMONS] == before
+        file.write_text(CONFIGURATION)
+        assert booted.run(*after) == ""
+        assert all(booted.property(unit, "MainPID") not in ("0", *before) for unit in DAEMONS)
+
     @pytest.mark.parametrize("unit", DAEMONS)
     def test_killed_supervisor_is_started_again(self, booted: Booted, unit: str) -> None:
         booted.run("systemctl", "kill", "--kill-who=main", "--signal=KILL", unit)

@@ -473,3 +473,28 @@ def test_trace_of_a_refused_message_shows_every_condition_tried() -> None:
         ("connector-domains", "contoso.com", False),
         ("p2-accepted", "<root>", False),
     ]
+
+
+def test_trace_of_an_exempt_client_says_what_exempts_it() -> None:
+    assert ("authenticated", "", True) in held(judge(UNKNOWN, "bob@contoso.com", authenticated=True))
+    assert ("local-submission", "", True) in held(judge(None, "root@localhost", local=True))
+
+
+@pytest.mark.parametrize("domain", ["contoso.com", "hub.example"])
+def test_trace_of_mail_to_the_inside_ends_with_its_recipient(domain: str) -> None:
+    verdict = judge(OURS, "bob@contoso.com", rcpt_domain=domain)
+    assert held(verdict) == [("recipient-inside", domain, True)]
+    assert not verdict.meant
+
+
+def test_r1_p1_that_relays_is_the_reason_whatever_p2_is_under_legacy() -> None:
+    verdict = judge(OURS, "bob@contoso.com", ["ann@corp.contoso.com"], rule_set=RuleSet.LEGACY)
+    assert verdict.reason is Reason.P1_ACCEPTED
+    assert held(verdict)[-1] == ("connector-address", "192.0.2.5", True)
+
+
+@pytest.mark.parametrize(("ip", "looked_at"), [(UNKNOWN, UNKNOWN), (None, "")])
+def test_trace_of_a_client_without_connector_names_its_address(ip: Optional[str], looked_at: str) -> None:
+    assert held(judge(ip, "bob@contoso.com"))[-1] == ("connector-any", looked_at, False)
+    assert held(judge(ip, "", names=["mail.fabrikam.com"]))[-1] == ("connector-certificate", "mail.fabrikam.com", True)
+    assert ("connector-any", looked_at, False) in held(judge(ip, "", names=["partner.contoso.com.fabrikam.com"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from gatepost.relay.names import certificate_domain, domain_of, normalize_domain
+from gatepost.relay.names import NO_NAME, certificate_domain, domain_of, nameless, normalize_domain
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,9 @@ def test_domain_of_an_address_is_what_follows_the_last_at_sign(address: str, dom
 )
 def test_r9_wildcard_certificate_name_counts_as_its_domain(name: str, domain: str) -> None:
     assert certificate_domain(name) == domain
+
+
+def test_certificate_whose_names_are_not_known_is_told_by_its_fingerprint_if_any() -> None:
+    assert nameless("no name known: fingerprint 46:06") == "fingerprint 46:06"
+    assert nameless(NO_NAME) == nameless("no name known") == ""
+    assert nameless("no.name.example") is None

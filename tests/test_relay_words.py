@@ -40,6 +40,7 @@ TAILSPIN = Organization("tailspin", (AcceptedDomain("tailspin.com"),), (HOSTER,)
 RULES = Rules([CONTOSO, FABRIKAM, TAILSPIN], local_domains=["hub.example"])
 STRICT_RULES = Rules([CONTOSO], subdomains_relay=False)
 
+BOTH = (AcceptedDomain("contoso.com", default=True), AcceptedDomain("corp.contoso.com"))
 P1_IS = "P1 is what it says in MAIL FROM; services call it return path or bounce address."
 AS_NONE = "(self-signed, expired, or not for client authentication is as good as none)"
 IN_FOLDER = "If the name is not the CN, put the certificate into relay.certificate_folder."
@@ -447,3 +448,138 @@ def test_long_lists_are_cut_at_five() -> None:
     assert "(n0.example, n1.example, n2.example, n3.example, n4.example and 2 more)" in (
         words("192.0.2.5", "", names=names).failed
     )
+
+
+def test_recipient_in_an_address_literal_is_said_to_be_outside() -> None:
+    assert words("192.0.2.5", "bob@contoso.com", rcpt="ann@[192.0.2.9]").steps[0] == (
+        "The recipient has no domain name, so it is outside: this is relay."
+    )
+
+
+def test_connector_limited_to_the_domain_is_said_to_hold_r11() -> None:
+    assert words("192.0.2.33", "bob@corp.contoso.com").steps[-1] == (
+        'Connector "lab" is limited to corp.contoso.com (associated_accepted_domains), and corp.contoso.com is among '
+        "them: condition 2 holds."
+    )
+
+
+def test_connector_of_this_host_that_is_for_other_domains_is_not_told_to_be_changed_r11() -> None:
+    hub = Connector(
+        "upstream", (ip_network("192.0.2.1/32"),), associated_accepted_domains=("corp.contoso.com",), declared=False
+    )
+    explanation = words("192.0.2.1", "bob@contoso.com", rules=Rules([Organization("contoso", BOTH, (hub,))]))
+    assert explanation.remedies == (
+        'If the client is a host of contoso: declare [[organization.connector]] name = "…", sender_ip_addresses = '
+        '["192.0.2.1"] under organization[contoso].',
+    )
+
+
+def test_p2_alone_with_a_p1_that_counts_is_not_told_to_declare_that_p1() -> None:
+    limited = Connector(
+        "lab", (ip_network("192.0.2.1/32"),), associated_accepted_domains=("corp.contoso.com",), declared=False
+    )
+    explanation = words(
+        "192.0.2.1",
+        "bob@contoso.com",
+        ["ann@corp.contoso.com"],
+        rules=Rules([Organization("contoso", BOTH, (limited,))]),
+        rule_set=RuleSet.LEGACY,
+    )
+    assert explanation.remedies[0] == (
+        f"Let the application use an accepted P1, such as one in corp.contoso.com. {P1_IS}"
+    )
+
+
+def test_subdomain_of_another_organizations_domain_is_not_told_to_be_declared() -> None:
+    explanation = words("192.0.2.5", "app@crm.fabrikam.com")
+    assert explanation.remedies[0] == f"Let the application use an accepted P1, such as one in contoso.com. {P1_IS}"
+
+
+def test_certificate_name_of_another_organizations_connector_is_not_told_to_be_declared() -> None:
+    explanation = words("192.0.2.5", "app@vendor.example", names=["a.b.fabrikam.com"])
+    assert not any("a.b.fabrikam.com" in remedy for remedy in explanation.remedies)
+
+
+def test_p2_alone_with_a_certificate_that_counts_is_not_told_to_declare_its_domain() -> None:
+    limited = Connector(
+        "lab", (ip_network("192.0.2.1/32"),), associated_accepted_domains=("corp.contoso.com",), declared=False
+    )
+    explanation = words(
+        "192.0.2.1",
+        "app@vendor.example",
+        ["ann@corp.contoso.com"],
+        names=["mail.contoso.com"],
+        rules=Rules([Organization("contoso", BOTH, (limited,))]),
+        rule_set=RuleSet.LEGACY,
+    )
+    assert not any("contoso.com under" in remedy or "mail.contoso.com is" in remedy for remedy in explanation.remedies)
+
+
+def test_connector_with_a_wildcard_is_not_told_to_take_another_name() -> None:
+    connector = Connector("saas", tls_sender_certificate_name="*.vendor.example")
+    rules = Rules([Organization("contoso", (AcceptedDomain("contoso.com", default=True),), (connector,))])
+    explanation = words(None, "", names=["mail.vendor.example"], rules=rules)
+    assert explanation.remedies[0] == (
+        "Send null-sender mail (NDRs, automatic replies) to outside over a connection with a trusted certificate "
+        "whose name is in an accepted domain, such as mail.contoso.com, and declare [[organization.connector]] "
+        'name = "…", tls_sender_certificate_name = that name under organization[contoso]: no P1 or IP address can make '
+        "up for it."
+    )
+
+
+def presented(connector: Connector) -> str:
+    """Return the certificate name that a client of unknown address is told to present, and what for."""
+    rules = Rules([Organization("contoso", BOTH, (connector,)), Organization("fabrikam", FABRIKAM.accepted_domains)])
+    remedy = words(None, "app@q.contoso.com", rules=rules).remedies[-2]
+    return remedy.partition("accepted domain")[2].partition(" (")[0].partition(". If")[0]
+
+
+def test_certificate_to_present_is_one_that_a_connector_matches_and_an_accepted_domain_has() -> None:
+    matching = ", and matching organization[contoso].connector[crm].tls_sender_certificate_name"
+    for pattern, name in (
+        ("*.contoso.com", "mail.contoso.com"),
+        ("*.a.contoso.com", "a.contoso.com"),
+        ("hub.contoso.com", "hub.contoso.com"),
+    ):
+        assert presented(Connector("crm", tls_sender_certificate_name=pattern)) == f", such as {name}{matching}"
+
+
+def test_certificate_to_present_is_of_no_other_organization_and_for_the_connectors_domains_only() -> None:
+    limited = Connector("crm", (), "hub.contoso.com", associated_accepted_domains=("corp.contoso.com",))
+    for connector in (Connector("crm", tls_sender_certificate_name="mail.fabrikam.com"), limited):
+        assert presented(connector).startswith(", such as mail.contoso.com, and declare [[organization.connector]]")
+
+
+def test_stranger_with_a_subdomain_of_an_accepted_domain_is_taken_for_that_organizations() -> None:
+    for domain in ("q.contoso.com", "a.q.contoso.com"):
+        assert (
+            words("203.0.113.9", f"app@{domain}")
+            .remedies[0]
+            .startswith(f'Declare [[organization.accepted_domain]] domain = "{domain}" under organization[contoso]')
+        )
+
+
+def test_null_sender_from_a_disabled_connectors_address_is_taken_for_its_organizations() -> None:
+    explanation = words("192.0.2.65", "")
+    assert explanation.also[0] == ("Set organization[contoso].connector[old].enabled = true: it covers the client.")
+
+
+def test_address_is_added_to_the_first_connector_that_is_enabled_and_declared() -> None:
+    connectors = (
+        Connector("off", (ip_network("192.0.2.0/28"),), enabled=False),
+        Connector("upstream", (ip_network("192.0.2.16/28"),), declared=False),
+        Connector("office", (ip_network("192.0.2.32/28"),)),
+    )
+    explanation = words("203.0.113.9", "app@vendor.example", rules=Rules([Organization("contoso", BOTH, connectors)]))
+    assert explanation.also == (
+        'The client needs a connector as well: add "203.0.113.9" to '
+        "organization[contoso].connector[office].sender_ip_addresses.",
+    )
+
+
+def test_certificate_to_present_is_of_no_subdomain_that_is_set_not_to_count_r4() -> None:
+    connector = Connector("crm", tls_sender_certificate_name="a.b.contoso.com")
+    organization = Organization("contoso", (AcceptedDomain("contoso.com", match_subdomains=True),), (connector,))
+    for subdomains_relay, name in ((True, "a.b.contoso.com, and matching"), (False, "mail.contoso.com, and declare")):
+        explanation = words(None, "", rules=Rules([organization], subdomains_relay=subdomains_relay))
+        assert f"in an accepted domain, such as {name}" in explanation.remedies[0]

@@ -15,8 +15,8 @@ from gatepost.service.config import Config, EgressConfig, LedgerConfig, load
 from gatepost.service.fields import Listen
 from gatepost.service.organizations import Mode, RefusalAction
 from gatepost.service.snapshot import build, load_snapshot
-from gatepost.service.srs_config import Form, Format, ReverseBy, Srs0Config, SrsConfig, without_password
-from gatepost.service.tables import ConfigError
+from gatepost.service.srs_config import Form, Format, ReverseBy, Srs0Config, SrsConfig
+from gatepost.service.tables import ConfigError, without_password
 from gatepost.srs import Keys
 
 CONTOSO = """

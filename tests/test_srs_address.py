@@ -175,3 +175,7 @@ def test_an_ordinary_address_passes_all_checks_and_is_written_as_it_is(text: str
     assert re.fullmatch(address._UNQUOTED, local)
     assert address._written(local) == local
     assert Address.parse(text) == Address(local, domain)
+
+
+def test_repr_shows_the_two_parts() -> None:
+    assert repr(Address("bob", "fabrikam.com")) == "Address(local='bob', domain='fabrikam.com')"

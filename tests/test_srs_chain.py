@@ -48,6 +48,12 @@ def test_outer_layer_is_taken_off_an_srs_address_of_any_form(outer: str, inner: 
     assert hop(f"{outer.format(inner)}@b.example") == f"{inner}@a.example"
 
 
+def test_layers_beyond_what_any_mail_can_have_are_left_on() -> None:
+    layer, innermost = "a+SRS=abcdefgh=IX=a.example=", f"{SRS0}@a.example"
+    assert hop(layer * 50 + innermost) == innermost
+    assert hop(layer * 51 + innermost) == layer + innermost
+
+
 def test_srs1_is_the_srs0_address_of_its_first_host() -> None:
     assert hop("SRS1=abcd=a.example==vmyz=2W=fabrikam.com=bob@b.example") == f"{SRS0}@a.example"
     assert hop("SRS1=abcd=a.example=-vmyz=2W=fabrikam.com=bob@b.example") == f"{SRS0.replace('=', '-', 1)}@a.example"

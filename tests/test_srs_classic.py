@@ -116,6 +116,12 @@ def test_srs0_of_another_host_becomes_srs1_and_goes_back_to_it() -> None:
     assert reverse(made) == "SRS0=TGjY=2W=orig.example=alice@first.example"
 
 
+def test_srs1_with_another_first_host_is_a_hash_mismatch() -> None:
+    made = forward("SRS0=TGjY=2W=orig.example=alice@first.example", "second.example")
+    with pytest.raises(HashMismatch):
+        reverse(made.replace("first.example", "other.example"))
+
+
 def test_srs1_of_another_host_keeps_its_first_host() -> None:
     third = Classic(Keys([b"three"]))
     made = forward("SRS1=ABCD=first.example==TGjY=2W=orig.example=alice@second.example", "third.example", third)

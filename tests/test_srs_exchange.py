@@ -57,9 +57,7 @@ def test_relayed_mail_gets_bounces_and_the_default_accepted_domain() -> None:  #
 
 
 def test_hash_is_lower_case_base32_of_hmac_sha256_over_length_prefixed_fields() -> None:
-    assert EXCHANGE.forward(BOB, "john.work", "contoso.com", TODAY) == signed(
-        "john.work+SRS=?=AU=fabrikam.com=bob"
-    )
+    assert EXCHANGE.forward(BOB, "john.work", "contoso.com", TODAY) == signed("john.work+SRS=?=AU=fabrikam.com=bob")
 
 
 def test_one_sender_on_one_day_has_one_address() -> None:
@@ -314,3 +312,25 @@ def test_validity_outside_1_to_1000_days_is_a_value_error(validity_days: int) ->
 def test_every_exception_about_an_address_is_an_srs_error() -> None:
     for error in (AddressError, AddressTooLong, NotSrs, HashMismatch, Expired):
         assert issubclass(error, SrsError)
+
+
+@pytest.mark.parametrize("length", [5, 8, 9, 10, 52])
+def test_hash_is_the_start_of_the_whole_one_in_as_many_characters(length: int) -> None:
+    original = Address("bob", "fabrikam.com")
+    keys = Keys([b"secret"])
+    whole = Exchange(keys, hash_length=52).forward(original, "john", "contoso.com", TODAY).local
+    made = Exchange(keys, hash_length=length).forward(original, "john", "contoso.com", TODAY).local
+    assert made.split("=")[1] == whole.split("=")[1][:length]
+    assert len(made.split("=")[1]) == length
+
+
+@pytest.mark.parametrize("octets", [1, 63, 64, 65, 66, 90, 91])
+def test_length_of_a_field_is_signed_as_it_is_whatever_letter_it_looks_like(octets: int) -> None:
+    local = "b" * octets
+    made = Exchange(Keys([b"secret"]), hash_length=52).forward(
+        Address(local, "fabrikam.com"), "j", "contoso.com", 20500
+    )
+    fields = ["j", made.local.split("=")[2].lower(), "fabrikam.com", local, "contoso.com"]
+    message = b"".join(len(field).to_bytes(4, "big") + field.encode() for field in fields)
+    digest = hmac.digest(b"secret", message, "sha256")
+    assert made.local.split("=")[1] == base64.b32encode(digest).decode().lower()[:52]

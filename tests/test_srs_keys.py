@@ -37,7 +37,7 @@ def test_no_key_or_an_empty_one_is_a_value_error(secrets: list[bytes]) -> None:
 
 def test_repr_shows_how_many_keys_there_are_and_none_of_them() -> None:
     assert repr(Keys([b"hush-hush", b"old-hush"])) == "<Keys: 2>"
-    assert "hush" not in repr(Key(b"hush-hush", 20500))
+    assert repr(Key(b"hush-hush", 20500)) == "<Key: signs from day 20500>"
 
 
 ROTATED = Keys([Key(b"newest", 20600), Key(b"new", 20500), b"old"])
@@ -74,3 +74,22 @@ def test_order_of_the_list_counts_and_not_that_of_the_days() -> None:
 @settings(deadline=None)
 def test_any_key_and_message_give_the_hmac_of_rfc_2104(secret: bytes, message: bytes, digest: str) -> None:
     assert Keys([secret], digest).sign(message, 20500) == hmac.digest(secret, message, digest)
+
+
+@pytest.mark.parametrize(("day", "since"), [(20499, 0), (20500, 20500), (20599, 20500), (20600, 20600)])
+def test_key_that_signs_tells_since_when(day: int, since: int) -> None:
+    assert ROTATED.signing_since(day) == since
+
+
+def test_last_key_signs_since_its_day_where_none_may_sign_yet() -> None:
+    assert Keys([Key(b"tomorrow", 20501), Key(b"today", 20500)]).signing_since(20000) == 20500
+
+
+def test_length_is_how_many_keys_there_are() -> None:
+    assert len(ROTATED) == 3
+
+
+@pytest.mark.parametrize("octets", [63, 64, 65])
+def test_key_as_long_as_a_block_of_the_hash_is_used_as_it_is_and_a_longer_one_hashed(octets: int) -> None:
+    secret = b"k" * octets
+    assert Keys([secret]).sign(b"text", 20500) == hmac.digest(secret, b"text", "sha256")

@@ -31,9 +31,9 @@ from gatepost.service.organizations import Mode, OrganizationConfig
 from gatepost.service.reversal import day
 from gatepost.service.secret import iso_day, read_secret
 from gatepost.service.snapshot import enforces
-from gatepost.service.srs_config import COMPACT, without_password
+from gatepost.service.srs_config import COMPACT
 from gatepost.service.store import StoreError
-from gatepost.service.tables import ConfigError
+from gatepost.service.tables import ConfigError, without_password
 from gatepost.service.upstream import UpstreamConfig
 
 Value = Union[str, bool, int, datetime, tuple[str, ...]]

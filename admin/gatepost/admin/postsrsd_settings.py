@@ -103,7 +103,7 @@ class Given:
 
     def integer(self, name: str, default: int) -> int:
         text = self.string(name) or str(default)
-        if text.isascii() and text.isdigit():
+        if text.isascii() and text.isdigit() and len(text) < 10:
             return int(text)
         self.problems.append(f'{name}: "{text}" is not a whole number')
         return default
@@ -447,7 +447,7 @@ def _socketmap(given: Given) -> tuple[str, str]:
     if kind in ("unix", "local"):
         return "", f"unix:{rest[len(_QUEUE) :] if rest.startswith(_QUEUE) else rest}"
     host, _, port = rest.rpartition(":")
-    if kind not in ("inet", "inet4", "inet6") or not port.isdigit():
+    if kind not in ("inet", "inet4", "inet6") or not (port.isascii() and port.isdigit() and len(port) < 10):
         given.problems.append(f'socketmap: "{text}" is no address that gatepost can listen on')
         return "", ""
     listen = _inet(host.strip("[]"), given.checked_port("socketmap", int(port)), version_6=kind == "inet6")

@@ -27,7 +27,7 @@ _ADDRESS = rb'<([^">]*(?:"(?:[^"\\]|\\.)*"[^">]*)*)>'
 _CLIENT = re.compile(rb"client=" + _NAME)
 _SASL = re.compile(rb"$|(?:, sasl_method=[^,]+)?(?:$|(, sasl_username=)|, sasl_sender=)")
 _FORWARDED = re.compile(rb"(?:, orig_queue_id=(\w+))?(?:, orig_client=" + _NAME + rb")?$")
-_QUEUED = re.compile(rb"from=<(.*)>, size=(\d+), nrcpt=(\d+) \(queue \w+\)")
+_QUEUED = re.compile(rb"from=<(.*)>, size=(\d{1,18}), nrcpt=(\d{1,9}) \(queue \w+\)")
 _TO = re.compile(
     rb"to=" + _ADDRESS + rb"(?:, orig_to=" + _ADDRESS + rb")?, relay=([^,]+), (?:\w+=[^,]*, )*?status=(\w+)(.*)"
 )

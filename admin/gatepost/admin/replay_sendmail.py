@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gatepost.admin.replay_log import Log
 
 # None of these takes more than a few passes over a line, whatever stands in it.
-_FROM = re.compile(rb"from=(.*?), size=(\d+), class=-?\d+, nrcpts=(\d+),")
+_FROM = re.compile(rb"from=(.*?), size=(\d{1,18}), class=-?\d+, nrcpts=(\d{1,9}),")
 _TO = re.compile(rb"to=(.*?), (?:ctladdr|delay)=")
 _DSN = re.compile(rb", dsn=([245])\.[\d.]+, (reply|stat)=")
 _ADDRESSES = re.compile(rb'<((?:[^<>"]|"(?:[^"\\]|\\.)*")*)>|([^,<>\s]+)|(<.*)')

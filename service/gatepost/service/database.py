@@ -23,8 +23,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from gatepost.service import schema
-from gatepost.service.srs_config import without_password
 from gatepost.service.store import StoreError
+from gatepost.service.tables import without_password
 
 BUSY_S = 1.0
 """How long to try while others keep the database locked. Below the store's timeout: who asks shall hear why."""

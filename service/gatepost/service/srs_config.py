@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,7 +14,7 @@ from urllib.parse import urlsplit
 from gatepost.service import fields
 from gatepost.service.fields import Listen
 from gatepost.service.paths import DEFAULT_STATE_DIRECTORY
-from gatepost.service.tables import Table
+from gatepost.service.tables import Table, without_password
 
 
 class Format(Enum):
@@ -194,18 +193,6 @@ def store_url(table: Table, state: Path) -> str:
         )
     table.close()
     return url
-
-
-def without_password(url: str) -> str:
-    """Return *url* fit to be shown, malformed or not."""
-    head, at, tail = url.rpartition("@")
-    scheme, slashes, user = head.partition("://") if "://" in head else ("", "", head)
-    shown = f"{scheme}{slashes}{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
-    return _PASSWORD.sub(r"\1***", shown)
-
-
-_PASSWORD = re.compile(r"([?&]\w*password=)[^&]*")
-"""In the query of a URL, where libpq takes it, too."""
 
 
 def nameservers(table: Table) -> tuple[Listen, ...]:

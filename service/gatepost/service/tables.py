@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from typing import Optional
 
+_INTEGER_BITS = 64
+_PASSWORD = re.compile(r"(?i)((?:^|[?&;\s])\w*passw(?:or)?d\s*=)([^&]*)")
+"""As in the query of a URL and in libpq's connection strings."""
+
 
 class ConfigError(Exception):
     """The configuration cannot be used; *problems* holds one line for each reason."""
@@ -98,7 +102,7 @@ class Table:
         if isinstance(value, bool) or not isinstance(value, int):
             self.problem(name, f"{_shown(value)} is not a whole number")
         elif not lowest <= value <= highest:
-            self.problem(name, f"{value} is not in the range {lowest} to {highest}")
+            self.problem(name, f"{_shown(value)} is not in the range {lowest} to {highest}")
         else:
             return value
         return default
@@ -176,15 +180,28 @@ def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
+def without_password(url: str) -> str:
+    """Return *url* fit to be shown, malformed or not."""
+    # An @ of the query's password stays, for what stands before it may be a password as well.
+    url = _PASSWORD.sub(lambda found: f"{found[1]}***{'@' if '@' in found[2] else ''}", url)
+    head, at, tail = url.rpartition("@")
+    scheme, slashes, user = head.partition("://") if "://" in head else ("", "", head)
+    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{tail}" if at and ":" in user else url
+
+
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        if "://" in value or _PASSWORD.search(value):
+            value = without_password(value)
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:  # Python writes no number of 4,300 digits
+        return f"a number of more than {_INTEGER_BITS} bits"
     return repr(value)
 
 

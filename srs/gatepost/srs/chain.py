@@ -10,6 +10,9 @@ from .address import Address
 from .errors import NotSrs
 from .stamp import age
 
+_MOST_LAYERS = 50
+"""No message passes more hosts (Postfix' hopcount_limit), and no address of 254 octets holds so many layers."""
+
 
 def first_hop(address: Address) -> Address:
     """Return *address* with at most one layer of SRS: the one that the first forwarder put on.
@@ -25,7 +28,9 @@ def first_hop(address: Address) -> Address:
     if "=" not in address.local:  # as most: no form does without
         return address
     inner = _wrapped(address)
-    while inner is not None and is_srs(inner.local):
+    for _ in range(_MOST_LAYERS):
+        if inner is None or not is_srs(inner.local):
+            break
         address, inner = inner, _wrapped(inner)
     return address
 

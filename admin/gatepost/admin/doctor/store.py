@@ -39,9 +39,10 @@ from gatepost.service.exporter import collect
 from gatepost.service.loader import LOADED_NAME
 from gatepost.service.spf import Lookups
 from gatepost.service.spool import spooled_bytes
-from gatepost.service.srs_config import COMPACT, without_password
+from gatepost.service.srs_config import COMPACT
 from gatepost.service.store import StoreError
 from gatepost.service.supervisor import series_folder
+from gatepost.service.tables import without_password
 
 _NETWORKED = (
     "nfs",

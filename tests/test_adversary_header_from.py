@@ -91,11 +91,30 @@ def test_addresses_are_those_that_a_reader_takes_for_the_author(value: str, foun
         "app@contoso.com\0@evil.example",
         "\x0bapp@contoso.com <bob@evil.example>",
         r"app\@contoso.com",
-        r"bob\ <app@contoso.com>",
+        r"bob@evil.example\ <app@contoso.com>",
+        "bob@evil.example: x <app@contoso.com>",
+        "<bob>: x <app@contoso.com>",
+        "(x: <app@contoso.com>",
+        '"bob@evil.example": x <app@contoso.com>',
+        '"r"<app@contoso\xa0.com>',
     ],
 )
 def test_what_can_be_read_in_several_ways_has_no_address(value: str) -> None:
     assert addresses(value) == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        r"CONTOSO\app <app@contoso.com>",
+        "Contoso: Support <app@contoso.com>",
+        "Re: contoso.com: news <app@contoso.com>",
+        "10:30 News\r\n <app@contoso.com>",
+        '"\x1b$B;3\x1b(B" <app@contoso.com>'.replace("(", "$"),
+    ],
+)
+def test_address_with_the_only_at_sign_counts_beside_a_name_that_is_not_quoted_as_it_should(value: str) -> None:
+    assert addresses(value) == (OURS,)
 
 
 def test_quoted_text_without_a_domain_is_in_no_domain() -> None:
@@ -122,7 +141,9 @@ def test_no_text_is_a_fault_and_what_is_found_has_one_domain_at_most(value: str)
         assert not at or (local and domain and not set(domain) & set(' "(),:;<>\\@'))
 
 
-@pytest.mark.parametrize("piece", ["@", '"', "(", "<", "a@b,", "\\", '"\\"', " .", '<"', "@a,", "x:", "[", "a ", "(\\"])
+@pytest.mark.parametrize(
+    "piece", ["@", '"', "(", "<", "a@b,", "\\", '"\\"', " .", '<"', "@a,", "x:", "[", "a ", "(\\", 'x""']
+)
 def test_eight_kilobytes_of_anything_are_read_in_time_that_grows_with_their_length_only(piece: str) -> None:
     began = time.process_time()
     addresses((piece * 8192)[:8192])

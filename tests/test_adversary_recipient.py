@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from snapshots import CONTOSO, NOW, snapshot
 
@@ -33,10 +35,18 @@ AIDS = Aids(lambda: "ABCDEFGHIJ", lambda token: None, lambda ip: False)
         "a!b!{}",
         "{}%a%b",
         "CONTOSO.COM!{}",
+        "@relay.example:{}",
+        "@relay.example:{}@contoso.com",
+        "@@relay.example:{}@contoso.com",
+        "@relay:{}%contoso.com",
+        "@relay.example:contoso.com!{}",
+        "{}%de.example",
     ],
 )
 def test_srs_address_that_only_the_mta_can_read_is_refused(local: str, spelling: str) -> None:
-    for rcpt in (spelling.format(local), spelling.format(local).upper(), spelling.format(local).lower()):
+    encoded = local.replace("+", "%2B").replace("=", "%3D")
+    written = spelling.format(local)
+    for rcpt in (written, written.upper(), written.lower(), spelling.format(encoded)):
         assert unreadable(CONTOSO, rcpt)
         for state in (b"RCPT", b"VRFY"):
             request = {b"protocol_state": state, b"instance": b"1", b"recipient": rcpt.encode(), b"sender": b""}
@@ -56,6 +66,21 @@ def test_srs_address_with_a_whole_domain_is_judged_by_its_hash(local: str, domai
 )
 def test_other_recipients_without_a_domain_are_left_to_the_mta(rcpt: str) -> None:
     assert not unreadable(CONTOSO, rcpt)
+
+
+def test_stamp_or_hash_with_percent_encoding_is_seen_too() -> None:
+    for rcpt in (
+        "contoso.com!bounces+SRS=aaaa%61aaa=%52A=example.org=victim",
+        "srs!SRS0%3Daa%61a=RA=example.org=victim",
+    ):
+        assert unreadable(CONTOSO, rcpt)
+
+
+@pytest.mark.parametrize("piece", ["srs0-", "+srs=a", "srs0-%", "@srs1+"])
+def test_longest_request_is_read_in_time_that_grows_with_its_length_only(piece: str) -> None:
+    began = time.process_time()
+    unreadable(CONTOSO, ("@" + piece * 65536)[:65536])
+    assert time.process_time() - began < 0.5
 
 
 def test_accepted_domain_without_a_dot_is_whole() -> None:

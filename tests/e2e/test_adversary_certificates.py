@@ -221,6 +221,15 @@ def test_twin_does_not_get_the_names_of_the_listed_one_by_an_address_that_the_da
     assert not send(hub, its.evil_twin, mail_from, rcpt).accepted
 
 
+@pytest.mark.parametrize(
+    "mail_from", ["scanner", '"John Doe"@vendor.example', "app@[IPv6:2001:db8::1]", "mail.contoso.com!app", ""]
+)
+def test_listed_certificate_keeps_its_names_where_postfix_completes_p1_or_tells_it_in_lower_case(
+    hub: Stage, its: Attackers, mail_from: str
+) -> None:
+    assert send(hub, its.genuine_twin, mail_from, '"John Doe"@example.com').accepted
+
+
 def test_certificate_of_two_organizations_is_attributed_to_the_first_name_that_a_connector_has(
     hub: Stage, its: Attackers
 ) -> None:

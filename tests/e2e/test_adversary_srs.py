@@ -105,20 +105,35 @@ def went(stage: Stage) -> list[tuple[str, str]]:
 
 # A right address, spelled in every way that Postfix reads as that address
 
+
+def encoded(local: str) -> str:
+    return local.replace("+", "%2B").replace("=", "%3D")
+
+
 RIGHT = {
     "as it was made": lambda local, domain: f"{local}@{domain}",
     "in upper case": lambda local, domain: f"{local}@{domain}".upper(),
     "in lower case": lambda local, domain: f"{local}@{domain}".lower(),
     "final dot": lambda local, domain: f"{local}@{domain}.",
     "quoted": lambda local, domain: f'"{local}"@{domain}',
-    "percent-encoded": lambda local, domain: f"{local.replace('+', '%2B').replace('=', '%3D')}@{domain}",
+    "percent-encoded": lambda local, domain: f"{encoded(local)}@{domain}",
     "source route": lambda local, domain: f"@example.com:{local}@{domain}",
+    "two source routes": lambda local, domain: f"@example.com:@example.net:{local}@{domain}",
+    "source route behind a comma": lambda local, domain: f",@example.com:{local}@{domain}",
+    "source route behind nothing": lambda local, domain: f'""@example.com:{local}@{domain}',
+    "source route without domain": lambda local, domain: f";@example.com:{local}",
+    "source route to a bang path": lambda local, domain: f";@example.com:{domain}!{local}",
+    "source route, percent-encoded": lambda local, domain: f";@example.com:{encoded(local)}@{domain}",
+    "bang path, percent-encoded": lambda local, domain: f"{domain}!{encoded(local)}",
     "comment": lambda local, domain: f"{local}(x)@{domain}",
     "second at sign at the end": lambda local, domain: f"{local}@{domain}@",
     "bang path": lambda local, domain: f"{domain}!{local}",
     "percent hack without domain": lambda local, domain: f"{local}%{domain}",
 }
-COMPLETED = ["no domain", "no dot", "bang path without dot", "percent without dot", "quoted without domain"]
+COMPLETED = [
+    *("no domain", "no dot", "no dot, percent-encoded"),
+    *("bang path without dot", "percent without dot", "quoted without domain"),
+]
 
 
 @pytest.mark.parametrize("spelling", RIGHT)
@@ -147,6 +162,7 @@ def test_right_address_that_postfix_would_complete_with_our_domain_is_refused(
     rcpt = {
         "no domain": local,
         "no dot": f"{ours}@srs",
+        "no dot, percent-encoded": f"{encoded(ours)}@srs",
         "bang path without dot": f"srs!{ours}",
         "percent without dot": f"{ours}%srs",
         "quoted without domain": f'"{local}"',

@@ -19,6 +19,8 @@ _PART = re.compile(rf'{_QUOTED}|<(?:{_QUOTED}|[^"<>])*>|\[[^][]*\]|[,:;[\]]|[^",
 _ROUTE = re.compile(r'\s*@[^:"]*:').match
 _SPACE = re.compile(r"\s*([.@])\s*")
 _ADDRESS = re.compile(rf'(?:{_QUOTED}|[^\s"@(),:;<>\[\]\\]+)(?:@(?:[^\s"@(),:;<>\[\]\\]+|\[[^\s\[\]]*\]))?').fullmatch
+_ATOM = r'[^\s\x00-\x1f\x7f"@(),:;<>\[\]\\]+'
+_ONLY = re.compile(rf'(?:{_QUOTED}|[^"@<>()])*<({_ATOM}@{_ATOM})>').fullmatch
 
 
 def addresses(value: str) -> tuple[str, ...]:
@@ -26,11 +28,15 @@ def addresses(value: str) -> tuple[str, ...]:
 
     Also a mailbox without domain, as in `From: bob`. None at all where one of them has an @ and is no address, or
     where quotes, comments, brackets or groups are not closed: which part of it a reader would believe is not known.
+    But an address in <> at the end that has the only @ is the author's whatever stands before it, as `Contoso: News` or
+    `CONTOSO\\bob` of programs that forget to quote.
     """
+    text = _FOLD.sub("", value.strip(" \t\r\n"))
     try:
-        return tuple(_list(list(_parts(_without_comments(_FOLD.sub("", value.strip(" \t\r\n")))))))
+        return tuple(_list(list(_parts(_without_comments(text)))))
     except _UnreadableError:
-        return ()
+        only = _ONLY(text) if text.count("@") == 1 else None
+        return (only[1],) if only else ()
 
 
 class _UnreadableError(Exception):

@@ -118,9 +118,11 @@ class Session:
         if self._failed:
             return
         reverse_path = path.strip("<>") if path.startswith("<") else path
+        given = reverse_path
         if reverse_path and not plain(reverse_path):  # how the MTA reads it is what counts
             reverse_path = self._macro("{mail_addr}") or _address_or_null(reverse_path)
         self._transaction = Transaction(reverse_path, *self._identity.at_mail(self._macro), self._snapshot.bypassed())
+        self._transaction.given = reverse_path if "@" in given else given
         self._transaction.size_bytes = recording.declared_size(parameters)
         if self._shared.spf and self._may_spare(self._transaction):  # known by the time that it is asked for
             self._shared.spf.refresh(domain_of(reverse_path) or "", int(self._clock()))
@@ -213,7 +215,7 @@ class Session:
 
     def _as_policyd_has_them(self, transaction: Transaction, path: str) -> tuple[str, str]:
         """Return P1 and the recipient *path* as they are in policy requests."""
-        return unquoted(transaction.reverse_path), unquoted(_SOURCE_ROUTE.sub("", path).strip("<>"))
+        return unquoted(transaction.given), unquoted(_SOURCE_ROUTE.sub("", path).strip("<>"))
 
     def _noted(self, transaction: Transaction, path: str) -> str:
         """Return how policyd spells this recipient where it has just decided on it, else "".

@@ -65,13 +65,14 @@ class Transaction:
     ORCPT and what ingress knew of the message. own_hosts: the names of this Postfix in Received lines, empty below the
     first line that is another's. refusal: of a message from sendmail(1), which can be answered at its end only.
     size_bytes: as the client declared it. ledger_reference: the message's in the ledger where it has no other. tags:
-    how many headers that only gatepost may set it came with.
+    how many headers that only gatepost may set it came with. given: P1 before the MTA completed it with a domain.
     """
 
     reverse_path: str
     client: Client
     shown: Shown
     bypassed: bool
+    given: str = ""
     recipients: list[Recipient] = field(default_factory=list)
     returning: list[tuple[str, str]] = field(default_factory=list)
     returned_by_mta: set[str] = field(default_factory=set)

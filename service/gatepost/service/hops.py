@@ -51,8 +51,9 @@ def policyd_key(ip: str, port: str, reverse_path: str, rcpt: str) -> str:
     """Return what policyd and milter both know of a recipient before there is a queue ID.
 
     policyd is asked first, each time, so what it noted NOTE_AGE_S ago at most is of this very RCPT.
+    Postfix tells milters some addresses in lower case.
     """
-    return f"{ip} {port} {reverse_path} {rcpt}"
+    return f"{ip} {port} {reverse_path} {rcpt}".lower()
 
 
 def organization_digest(name: str) -> bytes:

@@ -80,4 +80,4 @@ def matter(reverse_path: str, rcpt: str, shown: Shown, at: str) -> str:
 
     Another smtpd may not ask policyd, and the same client address and port can be connected to it.
     """
-    return "\0".join((reverse_path, rcpt, shown.cn, shown.issuer, at))
+    return "\0".join((reverse_path.lower(), rcpt.lower(), shown.cn, shown.issuer, at))

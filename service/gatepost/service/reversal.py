@@ -51,7 +51,7 @@ class Reversal(NamedTuple):
 _NOT_SRS = Reversal(Bounce.NOT_SRS)
 _SRS0, _EXCHANGE = Format.SRS0.value, Format.EXCHANGE.value
 _SHAPE = re.compile(r'(?:\+|%2[Bb])[Ss][Rr][Ss](?:=|%3[Dd])|^"?[Ss][Rr][Ss][01](?:[=+-]|%3[Dd]|%2[BbDd])')
-_HAS_SRS = re.compile(r"\+srs=[^=@]+=[a-z2-7]{2}(?=[=@%\"]|$)|srs[01][=+-][^=@]+=")
+_HAS_SRS = re.compile(r"\+srs=[^=@]{1,64}=[a-z2-7]{2}|srs[01][=+-][^=@]{1,64}=")
 _COMPACT_SHAPE = re.compile(r'"?bounces(?:\+|%2B)SRS(?:=|%3D)[A-Z2-7]{16}(?:=|%3D)\w\w"?@', re.IGNORECASE)
 
 
@@ -150,14 +150,16 @@ def unreadable(snapshot: Snapshot, rcpt: str) -> bool:
     """Tell whether only the MTA knows which SRS address *rcpt* is: `contoso.com!bounces+SRS=…`, one without a domain.
 
     Postfix swaps, completes and cuts it behind its policy service, so that the map `reverse` gets an address of ours.
+    Of `@a.example:@b.example:bounces+SRS=…` it has cut the first source route only.
     """
     lowered = rcpt.lower()
     if "srs" not in lowered:
         return False
     domain = lowered.rpartition("@")[2] if "@" in lowered else ""
-    if "." in domain or (domain and ours(snapshot, normalize_domain(domain))):
+    whole = "." in domain or (domain and ours(snapshot, normalize_domain(domain)))
+    if whole and not lowered.startswith("@"):
         return False
-    return _HAS_SRS.search(lowered) is not None
+    return any(map(_HAS_SRS.search, (lowered, unquote(rcpt).lower())))
 
 
 def token(snapshot: Snapshot, rcpt: str) -> Optional[str]:

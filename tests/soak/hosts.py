@@ -122,10 +122,14 @@ class Host(Stage):
         return Keys(list(self._keys))
 
     def workers(self, daemon: str) -> list[int]:
-        """Return the processes of *daemon* that are under way, as its series files tell."""
+        """Return the processes of *daemon* that are under way, as its series files tell.
+
+        A file has the supervisor's number until its worker has begun, and that of one that is gone until it is put away.
+        """
         with contextlib.suppress(OSError):
             found = collect(self.state_directory / "metrics").processes
-            return [process.pid for process in found if process.daemon == daemon and process.pid > 1]
+            children = descendants(self.pid)[1:]
+            return [process.pid for process in found if process.daemon == daemon and process.pid in children]
         return []
 
     def kill_supervisor(self) -> None:

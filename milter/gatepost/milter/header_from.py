@@ -16,8 +16,8 @@ _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _OUTSIDE_COMMENT = re.compile(rf'{_QUOTED}|\(|[^"()\\]+').match
 _IN_COMMENT = re.compile(r"[()]|\\.|[^()\\]+").match
 _PART = re.compile(rf'{_QUOTED}|<(?:{_QUOTED}|[^"<>])*>|\[[^][]*\]|[,:;[\]]|[^",:;<>[\]]+').match
-_ROUTE = re.compile(r'\s*@[^:"]*:').match
-_SPACE = re.compile(r"\s*([.@])\s*")
+_ROUTE = re.compile(r'[ \t]*@[^:"]*:').match
+_SPACE = re.compile(r"[ \t]*([.@])[ \t]*")
 _ADDRESS = re.compile(rf'(?:{_QUOTED}|[^\s"@(),:;<>\[\]\\]+)(?:@(?:[^\s"@(),:;<>\[\]\\]+|\[[^\s\[\]]*\]))?').fullmatch
 _ATOM = r'[^\s\x00-\x1f\x7f"@(),:;<>\[\]\\]+'
 _ONLY = re.compile(rf'(?:{_QUOTED}|[^"@<>()])*<({_ATOM}@{_ATOM})>').fullmatch
@@ -101,14 +101,14 @@ def _grouped_after(separator: str, *, grouped: bool) -> bool:
 
 
 def _element(parts: list[str]) -> Iterator[str]:
-    text = "".join(parts).strip()
+    text = "".join(parts).strip(" \t")
     bracketed = [part for part in parts if part.startswith("<")]
     if bracketed:
         if len(bracketed) > 1 or not text.endswith(bracketed[0]):
             raise _UnreadableError
         text = bracketed[0][1:-1]
         route = _ROUTE(text)
-        text = (text[route.end() :] if route else text).strip()
+        text = (text[route.end() :] if route else text).strip(" \t")
     if not text.startswith('"'):
         text = _SPACE.sub(r"\1", text)
     if _ADDRESS(text):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,61 @@ def test_fault_is_logged_with_its_traceback_each_line_as_an_error() -> None:
 
 def test_closed_standard_error_stops_nothing() -> None:
     assert logged("import os; os.close(2); log.info('x')") == ""
+
+
+def test_reader_that_is_slower_than_the_writer_gets_every_line() -> None:
+    lines = logged("for number in range(20000): log.info(f'{number} ' + 200 * 'x')").splitlines(keepends=True)
+    assert [text(line).partition(" ")[0] for line in lines] == list(map(str, range(20000)))
+
+
+def test_socket_whose_reader_is_slow_gets_every_line() -> None:
+    reader, writer = socket.socketpair()
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    code = "from gatepost.service import log\nfor number in range(20000): log.info(f'{number} ' + 200 * 'x')"
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=writer.fileno()), reader:
+        writer.close()
+        lines = reader.makefile().readlines()
+    assert [text(line).partition(" ")[0] for line in lines] == list(map(str, range(20000)))
+
+
+def test_line_that_a_full_pipe_took_in_part_is_not_run_into_by_the_next() -> None:
+    code = """
+import os
+read, write = os.pipe()
+os.dup2(write, 2)
+os.set_blocking(write, False)
+try:
+    while True:
+        os.write(write, 4096 * b".")
+except BlockingIOError:
+    os.read(read, 4096)
+log.info(9000 * "x")
+os.read(read, 1 << 20)
+log.info("next")
+print(os.read(read, 1 << 20).decode(), end="")
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "JOURNAL_STREAM"}
+    command = [sys.executable, "-c", "from gatepost.service import log\n" + code]
+    environment = {**clean, "PYTHONPATH": ":".join(sys.path)}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout
+    rest, lack, line = output.splitlines(keepends=True)
+    assert (rest, text(lack), text(line)) == ("\n", "warning: 1 lines could not be logged", "next")
+
+
+def test_pipe_that_nobody_reads_is_waited_for_once_only() -> None:
+    code = """
+import os, time
+read, write = os.pipe()
+os.dup2(write, 2)
+begun = time.monotonic()
+for _ in range(20000):
+    log.info(200 * "x")
+print(time.monotonic() - begun)
+"""
+    command = [sys.executable, "-c", "from gatepost.service import log\n" + code]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, timeout=60).stdout
+    assert float(output) < 10.0
 
 
 def test_full_pipe_without_reader_stops_nothing() -> None:

@@ -195,6 +195,12 @@ def test_owner_and_mode_stay_and_nothing_is_left_beside_it(file: Path) -> None:
     assert [item.name for item in file.parent.iterdir()] == [file.name]
 
 
+def test_links_in_a_circle_are_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "srs.secret").symlink_to("srs.secret")
+    with pytest.raises(ConfigError, match="cannot be read: Too many levels of symbolic links"):
+        read_secret(target(tmp_path / "srs.secret"), follow=False)
+
+
 def test_file_behind_a_link_is_replaced_and_the_link_stays(file: Path, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -165,6 +166,17 @@ def test_threads_share_a_spool_and_every_line_is_whole(make: Callable[..., Spool
         thread.join(30)
     expected = [f"{kind}{thread}x{number}" for kind in "tu" for thread in range(8) for number in range(200)]
     assert sorted(names(folder)) == sorted(expected)
+
+
+def test_disk_that_stalls_for_seconds_loses_nothing(make: Callable[..., Spool], folder: Path) -> None:
+    spool = make()
+    assert spool._enter()
+    spool._busy_since = time.monotonic() - 3.0  # another thread's write has taken so long
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(spool.add, [entry("m1")])
+        spool._lock.release()
+        assert waiting.result(20)
+    assert names(folder) == ["m1"]
 
 
 def test_every_record_that_was_added_before_kill_9_is_there(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import stat
 import time
 import traceback
@@ -20,6 +21,8 @@ from gatepost.service import last_errors
 
 _CONTROL = dict.fromkeys((*range(32), 127, *range(128, 160)), "?")
 _HELO_LENGTH = 255
+WAIT_S = 0.5
+"""How long a line waits for who reads the log."""
 
 
 def _leads_to_journal(descriptor: int) -> bool:
@@ -34,8 +37,9 @@ _journal = _leads_to_journal(2)
 _program = "gatepost"
 _errors: Optional[Path] = None
 _second = (0, "")
-_output: Optional[Callable[[bytes], object]] = None
+_output: Optional[Callable[[bytes], int]] = None
 _unlogged = 0
+_torn = b""
 
 
 def name_process(name: str) -> None:
@@ -112,21 +116,36 @@ def _write(level: int, text: str) -> None:
 
 
 def _put_out(head: str, line: bytes) -> None:
-    """Write *line*. A log that is gone, full or not read must not stop mail; how many lines were not read is said."""
-    global _output, _unlogged
+    """Write *line*. A log that is gone, full or not read must not stop mail; how many lines were not read is said.
+
+    A reader that is only slow is waited for; not so, until it reads again, one that was in vain.
+    """
+    global _output, _unlogged, _torn
     _output = _output or _without_waiting()
-    if _unlogged:
-        line = f"{mark(4) or head}warning: {_unlogged} lines could not be logged\n".encode() + line
+    lack, until = _unlogged, 0.0
+    if lack:
+        line = _torn + f"{mark(4) or head}warning: {lack} lines could not be logged\n".encode() + line
+    left = line
     try:
-        _output(line)
-        _unlogged = 0
-    except BlockingIOError:
-        _unlogged += 1
+        while left:
+            try:
+                left = left[_output(left) :]
+            except BlockingIOError:
+                until = until or time.monotonic() + (0.0 if lack else WAIT_S)
+                wait_s = until - time.monotonic()
+                if wait_s <= 0.0:
+                    _unlogged += 1
+                    _torn = b"\n" if len(left) < len(line) else _torn
+                    return
+                select.select([], [2], [], wait_s)
     except OSError:
-        pass
+        return
+    if lack:
+        _unlogged -= lack
+        _torn = b""
 
 
-def _without_waiting() -> Callable[[bytes], object]:
+def _without_waiting() -> Callable[[bytes], int]:
     """Return what writes to standard error and never waits for its reader, be it the journal or a program."""
     with contextlib.suppress(OSError):
         mode = os.fstat(2).st_mode

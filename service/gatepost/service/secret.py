@@ -120,7 +120,7 @@ def target(path: Path) -> Path:
     Root follows no link in a folder of another user's, who could have it read and replace any file.
     """
     if os.geteuid() or not path.parent.exists() or not path.parent.stat().st_uid:
-        return path.resolve()
+        return Path(os.path.realpath(path))  # which raises nothing for links in a circle
     if path.is_symlink():
         raise ConfigError([f"{path}: is a link in a folder that is not root's; srs.secret_file must name its target"])
     return path

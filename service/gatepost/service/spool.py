@@ -28,8 +28,9 @@ REFUSALS = 1000
 REFUSALS_PER_S = 5.0
 """Refusals at RCPT that one worker records: so many at once, then so many a second. A flood fills no store."""
 LOG_EVERY_S = 60.0
-WAIT_S = 2.0
-"""How long a thread waits for others to write. Longer is a disk that hangs, which takes one thread of each worker."""
+WAIT_S = 5.0
+"""How long a thread waits for another one to write. Disks stall for seconds; longer is one that hangs, which takes one
+thread of each worker."""
 SUFFIX = ".spool"
 
 

@@ -32,4 +32,4 @@ def test_mutants_of_a_module_are_all_killed() -> None:
     command = [str(TOP / "tests/mutation/run"), "srs/stamp.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    assert "relay/gatepost/srs/stamp.py: {'killed': " in done.stdout
+    assert "srs/gatepost/srs/stamp.py: {'killed': " in done.stdout

@@ -498,3 +498,7 @@ def test_trace_of_a_client_without_connector_names_its_address(ip: Optional[str]
     assert held(judge(ip, "bob@contoso.com"))[-1] == ("connector-any", looked_at, False)
     assert held(judge(ip, "", names=["mail.fabrikam.com"]))[-1] == ("connector-certificate", "mail.fabrikam.com", True)
     assert ("connector-any", looked_at, False) in held(judge(ip, "", names=["partner.contoso.com.fabrikam.com"]))
+
+
+def test_rule_sets_are_called_as_in_the_configuration() -> None:
+    assert [rule_set.value for rule_set in RuleSet] == ["2023-11-01", "legacy"]

@@ -85,6 +85,12 @@ def test_connectors_by_address_and_by_certificate_are_taken() -> None:
     assert items(CONNECTORS) == [Connector("cert-relay", tls_sender_certificate_name="*.contoso.com"), IP_RELAY]
 
 
+def test_certificate_name_is_taken_in_normal_form_with_or_without_a_wildcard() -> None:
+    for written, name in (("Mail.Contoso.com", "mail.contoso.com"), ("*.Contoso.com", "*.contoso.com")):
+        found = items(connector(SenderIPAddresses=[], TlsSenderCertificateName=written))
+        assert found == [Connector("ip-relay", tls_sender_certificate_name=name)]
+
+
 def test_records_of_both_kinds_in_one_file_are_told_by_their_fields() -> None:
     assert items(f"[{domain()},{connector()}]") == [AcceptedDomain("contoso.com"), IP_RELAY]
 
@@ -184,6 +190,54 @@ def test_fields_without_use_are_named() -> None:
     assert read(CONNECTORS.encode(), "c.json").ignored == ("ConnectorSource", "RequireTls", "CloudServicesMailEnabled")
 
 
+@pytest.mark.parametrize("field", ["DomainType", "Default", "InitialDomain", "MatchSubDomains"])
+def test_one_field_beside_its_name_is_enough_to_tell_an_accepted_domain(field: str) -> None:
+    assert items(json.dumps({"DomainName": "contoso.com", field: None})) == [AcceptedDomain("contoso.com")]
+
+
+def test_fields_that_are_looked_at_are_not_named_as_ignored() -> None:
+    used = ["InitialDomain", "OutboundOnly", "PendingRemoval", "Name", "Identity", "WhenChanged", "WhenChangedUTC"]
+    assert read(domain(Default=True, **dict.fromkeys(used)).encode(), "d.json").ignored == ()
+    used = ["Identity", "SenderDomains", "IsValid", "WhenChanged", "WhenChangedUTC"]
+    assert read(connector(**dict.fromkeys(used)).encode(), "c.json").ignored == ()
+
+
+def test_record_is_called_by_its_domain_in_normal_form_or_by_the_connectors_name() -> None:
+    assert str(only(domain(DomainName="Contoso.COM"))) == "accepted domain contoso.com"
+    assert str(only(connector(Name="head office", Identity="other"))) == 'connector "head office"'
+    assert str(only(connector(Name="absent", Identity="ip-relay"))) == 'connector "ip-relay"'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        domain(),
+        domain(DomainType=0),
+        '{"DomainName": "*.contoso.com", "DomainType": "InternalRelay"}',
+        connector(),
+        connector(SenderIPAddresses=["203.0.113.0/24"]),
+        connector(SenderDomains=["smtp:*;1"]),
+        connector(SenderDomains=["SMTP:*;1", "*"]),
+    ],
+)
+def test_ordinary_record_is_taken_without_a_note(text: str) -> None:
+    record = only(text)
+    assert record.item is not None
+    assert (record.why, record.notes) == ("", ())
+
+
+def test_connector_without_addresses_or_certificate_name_in_the_file_is_taken_with_a_note() -> None:
+    by_name = connector(SenderIPAddresses="absent", TlsSenderCertificateName="*.contoso.com")
+    assert only(by_name).notes == ("SenderIPAddresses is not in the file: taken as none",)
+    by_address = connector(TlsSenderCertificateName="absent")
+    assert only(by_address).notes == ("TlsSenderCertificateName is not in the file: taken as none",)
+
+
+def test_whenchanged_is_read_where_there_is_no_whenchangedutc() -> None:
+    changed = only(connector(WhenChanged="2026-07-23T22:55:13")).changed
+    assert changed == datetime(2026, 7, 23, 22, 55, 13, tzinfo=timezone.utc)
+
+
 # What is left out
 
 
@@ -193,6 +247,10 @@ def test_fields_without_use_are_named() -> None:
         (domain(PendingRemoval=True), "Exchange Online is removing it (PendingRemoval): it soon counts no more"),
         (
             connector(ConnectorType="Partner"),
+            "its ConnectorType is Partner: only connectors of type OnPremises let mail relay",
+        ),
+        (
+            connector(ConnectorType="partner"),
             "its ConnectorType is Partner: only connectors of type OnPremises let mail relay",
         ),
         (connector(ConnectorType=2), "its ConnectorType is Partner: only connectors of type OnPremises let mail relay"),
@@ -221,12 +279,13 @@ def test_partner_connector_may_have_lost_its_addresses() -> None:
 # Limits of connectors (R11)
 
 
-@pytest.mark.parametrize("given", ["contoso.com", "Contoso.com", "Main", {"Name": "Main"}])
+@pytest.mark.parametrize("given", ["contoso.com", "Contoso.com", "Main", {"Name": "Main"}, {"Domain": "contoso.com"}])
 def test_r11_limit_may_name_the_domain_or_its_record(given: object) -> None:
     limits = connector(AssociatedAcceptedDomains=[given])
-    assert items(domain(Name="Main"), limits)[1] == Connector(
-        "ip-relay", IP_RELAY.sender_ip_addresses, associated_accepted_domains=("contoso.com",)
-    )
+    for named in (domain(Name="Main"), domain(Identity="Main")):
+        assert items(named, limits)[1] == Connector(
+            "ip-relay", IP_RELAY.sender_ip_addresses, associated_accepted_domains=("contoso.com",)
+        )
 
 
 def test_r11_connector_limited_to_what_is_not_taken_is_left_out_and_not_unlimited() -> None:
@@ -272,6 +331,20 @@ def test_r11_unknown_domain_beside_a_known_one_is_noted() -> None:
     assert record.notes == ("AssociatedAcceptedDomains: gone.example: no accepted domain of those taken",)
 
 
+def test_r11_connector_limited_to_what_is_taken_has_no_note() -> None:
+    text = connector(AssociatedAcceptedDomains=["contoso.com"])
+    (record,) = limited(read(text.encode(), "c.json").records, ["contoso.com"])
+    assert record.notes == ()
+
+
+def test_r11_every_unknown_domain_is_named() -> None:
+    text = connector(AssociatedAcceptedDomains=["a.example", "b.example"])
+    (record,) = limited(read(text.encode(), "c.json").records, ["contoso.com"])
+    assert record.why == (
+        "it is limited to a.example, b.example (AssociatedAcceptedDomains), no accepted domain of those taken"
+    )
+
+
 def test_r11_missing_limit_is_told_to_be_taken_as_none() -> None:
     assert only(connector(AssociatedAcceptedDomains="absent")).notes == (
         "AssociatedAcceptedDomains is not in the file: taken as none, so the connector counts for every accepted "
@@ -280,6 +353,11 @@ def test_r11_missing_limit_is_told_to_be_taken_as_none() -> None:
 
 
 # Dialects
+
+
+@pytest.mark.parametrize("kind", ["OnPremises", "onpremises", 1, "1", {"value": 1, "Value": "OnPremises"}])
+def test_type_of_a_connector_may_be_name_number_or_object(kind: object) -> None:
+    assert items(connector(ConnectorType=kind)) == [IP_RELAY]
 
 
 @pytest.mark.parametrize("kind", ["InternalRelay", "internalrelay", 2, "2", {"value": 2, "Value": "InternalRelay"}])
@@ -294,6 +372,7 @@ def test_enum_may_be_name_number_or_object(kind: object) -> None:
         ["203.0.113.0/28"],
         [{"Expression": "203.0.113.0/28", "CIDRLength": 28}],
         {"value": ["203.0.113.0/28"], "Count": 1},
+        {"Count": 1, "value": ["203.0.113.0/28"]},
     ],
 )
 def test_addresses_may_be_text_list_or_objects(addresses: object) -> None:
@@ -367,6 +446,19 @@ def test_csv_is_read_with_any_separator_and_with_type_line(separator: str, type_
     assert items(f"{type_line}{text}\r\n") == [IP_RELAY]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_cell_of_several_lines_is_read_with_all_of_them(end: str) -> None:
+    cells = f'"ip-relay","True","OnPremises","192.0.2.1{end}192.0.2.2"'
+    assert items(f'"Name","Enabled","ConnectorType","SenderIPAddresses"{end}{cells}{end}') == [
+        Connector("ip-relay", (ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32")))
+    ]
+
+
+@pytest.mark.parametrize(("given", "name"), [(["ip-relay"], "ip-relay"), (True, "true"), (5, "5")])
+def test_name_may_be_a_list_of_one_a_truth_value_or_a_number(given: object, name: str) -> None:
+    assert only(connector(Name=given)).name == name
+
+
 @pytest.mark.parametrize(
     "lost",
     ["System.Collections.ArrayList", "System.String[]", "Microsoft.Exchange.Data.MultiValuedProperty`1[System.String]"],
@@ -392,6 +484,8 @@ def test_values_that_export_csv_has_lost_are_an_error_that_says_what_to_do(lost:
         ("[" * 100_000, "x.json: is nested too deeply"),
         ("[1]", "x.json: record 1 is no object but 1"),
         ('"a","b"\n"1"\n', "x.json: record 1 has 1 cells, the header has 2"),
+        ('"a","b"\n"1"x,"2"\n', "x.json: is neither JSON nor CSV: ',' expected after '\"'"),
+        ('"a","b"\n"1","2', "x.json: is neither JSON nor CSV: unexpected end of data"),
         ("oops", "x.json: is neither JSON nor CSV with a header and records"),
         ('{"Enabled": false, "Name": "c", "Enabled": true}', "x.json: record 1 has the field Enabled twice"),
         ('{"Enabled": false, "enabled": true}', "x.json: record 1 has the field enabled twice"),
@@ -407,6 +501,18 @@ def test_values_that_export_csv_has_lost_are_an_error_that_says_what_to_do(lost:
             "x.json: record 1: neither an accepted domain nor an inbound connector by its fields "
             "(DomainName, AllowedOOFType…); export Get-AcceptedDomain and Get-InboundConnector",
         ),
+        (
+            '{"A": 1, "B": 2, "C": 3, "D": 4}',
+            "x.json: record 1: neither an accepted domain nor an inbound connector by its fields "
+            "(A, B, C…); export Get-AcceptedDomain and Get-InboundConnector",
+        ),
+        (
+            "{}",
+            "x.json: record 1: neither an accepted domain nor an inbound connector by its fields "
+            "(none…); export Get-AcceptedDomain and Get-InboundConnector",
+        ),
+        (domain(DomainName=None), 'x.json: record 1 (): DomainName: "" is not a domain name'),
+        (domain(DomainType=["a", "b"]), "x.json: record 1 (contoso.com): DomainType: a list of 2 is not one value"),
         (domain(DomainName="*"), 'x.json: record 1 (*): DomainName: "*" is not a domain name'),
         (domain(Default="perhaps"), 'x.json: record 1 (contoso.com): Default: "perhaps" is neither true nor false'),
         (domain(Default=[1, 2]), "x.json: record 1 (contoso.com): Default: a list of 2 is not one value"),
@@ -437,6 +543,14 @@ def test_every_problem_of_a_file_is_listed() -> None:
     ]
 
 
+def test_error_in_words_is_every_problem_on_a_line_of_its_own() -> None:
+    with pytest.raises(ExportError) as error:
+        read(f"[{domain(DomainName='*')},{connector(Name='')}]".encode(), "x.json")
+    assert str(error.value) == (
+        'x.json: record 1 (*): DomainName: "*" is not a domain name\nx.json: record 2 (): Name: missing'
+    )
+
+
 def test_list_without_records_holds_nothing() -> None:
     assert items("[]") == []
 
@@ -451,6 +565,12 @@ def test_record_that_is_in_two_files_with_other_values_is_an_error() -> None:
     assert error.value.problems == (
         "2.json: accepted domain contoso.com is there twice, first in 1.json, with other values",
     )
+
+
+def test_connector_that_is_in_one_file_twice_with_other_values_is_an_error() -> None:
+    with pytest.raises(ExportError) as error:
+        items(f"[{connector()},{connector(Enabled=False)}]")
+    assert error.value.problems == ('1.json: connector "ip-relay" is there twice, with other values',)
 
 
 # Properties

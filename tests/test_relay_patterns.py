@@ -19,6 +19,7 @@ from gatepost.relay import Patterns
         ("mail.contoso.com", True),
         ("a.b.contoso.com", True),
         ("xcontoso.com", False),
+        ("x.brikam.com", False),
         ("com", False),
         ("", False),
     ],

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Optional
 
@@ -41,6 +42,11 @@ RULES = Rules([CONTOSO, FABRIKAM, TAILSPIN], local_domains=["hub.example"])
 STRICT_RULES = Rules([CONTOSO], subdomains_relay=False)
 
 BOTH = (AcceptedDomain("contoso.com", default=True), AcceptedDomain("corp.contoso.com"))
+NET = (ip_network("192.0.2.0/28"),)
+LIMITED = Connector("lab", NET, associated_accepted_domains=("corp.contoso.com",))
+TAILSPINS = (AcceptedDomain("tailspin.com", default=True),)
+OF_MTA = Connector("upstream", NET, associated_accepted_domains=("corp.contoso.com",), declared=False)
+SAAS = Connector("saas", tls_sender_certificate_name="mail.vendor.example")
 P1_IS = "P1 is what it says in MAIL FROM; services call it return path or bounce address."
 AS_NONE = "(self-signed, expired, or not for client authentication is as good as none)"
 IN_FOLDER = "If the name is not the CN, put the certificate into relay.certificate_folder."
@@ -62,6 +68,10 @@ def words(
     client, mail = rules.client(ip, names, authenticated=authenticated, local=local), Mail(p1, tuple(p2))
     verdict = attribute(client, mail, domain_of(rcpt), rules, rule_set)
     return explain(verdict, client, mail, rcpt, rule_set)
+
+
+def contoso(*connectors: Connector, accepted: tuple[AcceptedDomain, ...] = BOTH, counts: bool = True) -> Rules:
+    return Rules([Organization("contoso", accepted, connectors)], subdomains_relay=counts)
 
 
 def test_relayed_by_p1_and_address() -> None:
@@ -432,9 +442,11 @@ def test_authenticated_client_is_said_to_be_exempt() -> None:
 
 
 def test_local_submission_is_said_to_be_exempt() -> None:
-    assert words(None, "root@localhost", local=True).decision == (
+    explanation = words(None, "root@localhost", local=True)
+    assert explanation.decision == (
         "Relayed: the message was submitted on this host, which exempts it from the relay rule."
     )
+    assert explanation.steps[1] == "The client submits on this host: it is exempt from the relay rule."
 
 
 def test_control_characters_of_an_address_do_not_reach_a_terminal() -> None:
@@ -583,3 +595,244 @@ def test_certificate_to_present_is_of_no_subdomain_that_is_set_not_to_count_r4()
     for subdomains_relay, name in ((True, "a.b.contoso.com, and matching"), (False, "mail.contoso.com, and declare")):
         explanation = words(None, "", rules=Rules([organization], subdomains_relay=subdomains_relay))
         assert f"in an accepted domain, such as {name}" in explanation.remedies[0]
+
+
+def test_p1_in_a_subdomain_that_counts_is_said_to_be_accepted() -> None:
+    assert words("192.0.2.5", "app@web.corp.contoso.com").p1 == (
+        "app@web.corp.contoso.com: web.corp.contoso.com is a subdomain of corp.contoso.com, accepted by contoso"
+    )
+
+
+def test_every_address_of_p2_is_shown() -> None:
+    assert words("192.0.2.5", "bob@contoso.com", ["a@contoso.com", "b@vendor.example"]).p2 == (
+        "a@contoso.com: contoso.com is an accepted domain of contoso; b@vendor.example: vendor.example is no accepted "
+        "domain (P2 does not count since 2023-11-01)"
+    )
+
+
+def test_p2_that_counts_no_more_than_p1_is_said_to_have_failed_under_legacy() -> None:
+    assert words("192.0.2.5", "a@vendor.example", ["b@vendor.example"], rule_set=RuleSet.LEGACY).failed == (
+        "Condition 1 failed: the P1 domain vendor.example is not accepted (nor that of P2), and the client presented "
+        'no trusted certificate. Condition 2 holds: connector "head office" of contoso matches the client. An IP '
+        "address is enough only where P1 or the recipient is in an accepted domain."
+    )
+
+
+def test_p1_without_domain_is_said_to_have_failed_for_it() -> None:
+    assert words("192.0.2.5", "root").failed.startswith(
+        "Condition 1 failed: P1 <root>, which has no domain name, is not accepted, and the client presented no trusted "
+    )
+
+
+def test_certificate_two_labels_below_a_domain_that_matches_subdomains_is_said_to_be_a_subdomain() -> None:
+    assert words("203.0.113.9", "", names=["a.b.corp.contoso.com"]).steps[1] == (
+        "Certificate name a.b.corp.contoso.com is a subdomain of corp.contoso.com, which contoso accepts with "
+        "match_subdomains: condition 1 holds."
+    )
+
+
+def test_network_that_covers_the_client_is_named_of_several() -> None:
+    connector = Connector("office", (ip_network("192.0.2.0/28"), ip_network("192.0.2.0/27"), ip_network("2001:db8::1")))
+    explanation = words("192.0.2.5", "bob@contoso.com", rules=Rules([Organization("contoso", BOTH, (connector,))]))
+    assert explanation.steps[-1] == (
+        'Address 192.0.2.5 matches connector "office" of contoso by sender_ip_addresses 192.0.2.0/28: '
+        "condition 2 holds."
+    )
+
+
+def test_organization_without_an_enabled_connector_is_said_to_have_none() -> None:
+    connector = Connector("old", (ip_network("192.0.2.64/28"),), enabled=False)
+    explanation = words("192.0.2.5", "bob@contoso.com", rules=Rules([Organization("contoso", BOTH, (connector,))]))
+    assert explanation.steps[-1] == (
+        "No enabled connector of contoso matches address 192.0.2.5 (no trusted certificate) (it has none): "
+        "condition 2 fails."
+    )
+
+
+def test_what_no_connector_matches_is_address_and_certificate() -> None:
+    for ip, names, what in (
+        ("203.0.113.9", ["mail.vendor.example"], "address 203.0.113.9 or certificate mail.vendor.example"),
+        ("203.0.113.9", ["no name known"], "address 203.0.113.9 (its certificate's names are not known)"),
+        (None, [], "a client of unknown address (no trusted certificate)"),
+    ):
+        assert words(ip, "bob@contoso.com", names=names).failed == (
+            f"Condition 2 failed: no enabled connector of contoso matches {what}."
+        )
+
+
+def test_certificate_of_unknown_names_and_fingerprint_is_said_to_have_failed_for_them() -> None:
+    assert words("192.0.2.5", "a@vendor.example", names=["no name known"]).failed.startswith(
+        "Condition 1 failed: the P1 domain vendor.example is not accepted, and gatepost does not know the names in the "
+        "client's certificate. Condition 2 holds"
+    )
+
+
+def test_list_of_five_is_shown_whole() -> None:
+    names = [f"n{number}.example" for number in range(5)]
+    assert "(n0.example, n1.example, n2.example, n3.example, n4.example)" in words("192.0.2.5", "", names=names).failed
+
+
+def test_stranger_with_a_certificate_of_unknown_names_may_have_a_connector_for_one() -> None:
+    assert words("203.0.113.9", "app@vendor.example", names=["no name known"]).also == (
+        "The client needs a connector as well, unless one has a name of its certificate: declare "
+        '[[organization.connector]] name = "…", sender_ip_addresses = ["203.0.113.9"] under your organization.',
+    )
+
+
+def test_subdomain_that_would_count_but_for_its_connector_is_told_to_be_declared_for_it_r11() -> None:
+    matching = (AcceptedDomain("contoso.com", DomainType.INTERNAL_RELAY, match_subdomains=True, default=True), BOTH[1])
+    remedy = words("192.0.2.5", "app@web.contoso.com", rules=contoso(LIMITED, accepted=matching, counts=False)).remedies
+    assert remedy[0] == (
+        'Declare [[organization.accepted_domain]] domain = "web.contoso.com" under organization[contoso], and add '
+        '"web.contoso.com" to organization[contoso].connector[lab].associated_accepted_domains.'
+    )
+
+
+def test_match_subdomains_is_not_proposed_where_it_would_not_help() -> None:
+    declare = 'Declare [[organization.accepted_domain]] domain = "web.contoso.com" under organization[contoso]'
+    by_itself = ": a subdomain is not accepted by itself."
+    assert words("192.0.2.5", "app@web.contoso.com", rules=STRICT_RULES).remedies[0] == f"{declare}{by_itself}"
+    assert words("192.0.2.33", "app@web.contoso.com").remedies[0] == (
+        f'{declare}, and add "web.contoso.com" to organization[contoso].connector[lab].associated_accepted_domains'
+        f"{by_itself}"
+    )
+
+
+def test_domain_to_declare_is_added_to_the_connector_that_is_declared_or_gets_one_r11() -> None:
+    declare = (
+        'If vendor.example is your own, declare it: [[organization.accepted_domain]] domain = "vendor.example" under'
+    )
+    for rules, change in (
+        (
+            contoso(OF_MTA, LIMITED),
+            'organization[contoso], and add "vendor.example" to '
+            "organization[contoso].connector[lab].associated_accepted_domains.",
+        ),
+        (
+            contoso(OF_MTA),
+            'organization[contoso], and declare [[organization.connector]] name = "…", sender_ip_addresses = '
+            '["192.0.2.5"] under organization[contoso].',
+        ),
+        (
+            Rules([Organization("contoso", BOTH, (LIMITED,)), Organization("tailspin", TAILSPINS, (LIMITED,))]),
+            'your organization, and add "vendor.example" to your connector.associated_accepted_domains.',
+        ),
+    ):
+        assert words("192.0.2.5", "app@vendor.example", rules=rules).remedies[0] == f"{declare} {change}"
+
+
+def test_p2_alone_with_a_certificate_one_label_below_is_not_told_to_declare_the_domain_above() -> None:
+    limited = replace(LIMITED, associated_accepted_domains=("contoso.com",))
+    explanation = words(
+        "192.0.2.5",
+        "app@vendor.example",
+        ["ann@contoso.com"],
+        names=["x.corp.contoso.com"],
+        rules=contoso(limited),
+        rule_set=RuleSet.LEGACY,
+    )
+    assert not any('domain = "corp.contoso.com"' in remedy for remedy in explanation.remedies)
+
+
+def test_certificate_name_that_the_connector_of_another_organization_has_is_not_told_to_be_declared() -> None:
+    other = Organization("fabrikam", FABRIKAM.accepted_domains, (SAAS,))
+    rules = Rules([Organization("contoso", BOTH, (Connector("office", NET),)), other])
+    explanation = words("192.0.2.5", "app@q.contoso.com", names=["mail.vendor.example"], rules=rules)
+    assert not any("mail.vendor.example" in remedy for remedy in explanation.remedies)
+
+
+def test_certificate_name_that_is_accepted_is_not_told_to_be_declared() -> None:
+    accepted = (BOTH[0], AcceptedDomain("vendor.example"))
+    explanation = words(
+        None,
+        "app@x.example",
+        ["ann@contoso.com"],
+        names=["vendor.example"],
+        rules=contoso(Connector("crm", (), "vendor.example", True, ("contoso.com",)), accepted=accepted),
+        rule_set=RuleSet.LEGACY,
+    )
+    assert not any("If vendor.example is your own" in remedy for remedy in explanation.remedies)
+
+
+def test_null_sender_is_told_which_certificate_to_present_and_what_its_connector_needs() -> None:
+    shared = Rules([Organization("contoso", BOTH, (SAAS,)), Organization("tailspin", TAILSPINS, (SAAS,))])
+    of_mta = replace(SAAS, name="upstream", declared=False)
+    declare = 'and declare [[organization.connector]] name = "…", tls_sender_certificate_name = that name under'
+    for ip, name, rules, present in (
+        ("203.0.113.9", "", RULES, ""),
+        ("198.51.100.7", "", RULES, ""),
+        ("203.0.113.9", "mail.vendor.example", shared, f", {declare} your organization"),
+        (
+            "203.0.113.9",
+            "mail.vendor.example",
+            contoso(of_mta),
+            f", such as mail.contoso.com, {declare} organization[contoso]",
+        ),
+        (
+            "203.0.113.9",
+            "mail.vendor.example",
+            contoso(of_mta, SAAS),
+            ", such as mail.contoso.com, and set organization[contoso].connector[saas].tls_sender_certificate_name "
+            "to it",
+        ),
+        (
+            "203.0.113.9",
+            "mail.vendor.example",
+            contoso(replace(SAAS, enabled=False)),
+            f", such as mail.contoso.com, {declare} organization[contoso]",
+        ),
+        ("192.0.2.5", "", contoso(Connector("old", NET, enabled=False)), ", such as mail.contoso.com"),
+    ):
+        assert words(ip, "", names=[name] if name else [], rules=rules).remedies[0] == (
+            "Send null-sender mail (NDRs, automatic replies) to outside over a connection with a trusted certificate "
+            f"whose name is in an accepted domain{present}: no P1 or IP address can make up for it."
+        )
+
+
+def test_disabled_connectors_to_enable_are_the_organizations_own_that_would_do() -> None:
+    limited, of_mta = replace(LIMITED, enabled=False), replace(OF_MTA, enabled=False)
+    off = Connector("off", NET, enabled=False)
+    other = Organization("fabrikam", FABRIKAM.accepted_domains, (replace(off, name="theirs"),))
+    rules = Rules([Organization("contoso", BOTH, (off, of_mta, limited)), other])
+    for p1, names in (("bob@contoso.com", ["off"]), ("bob@corp.contoso.com", ["off", "lab"])):
+        assert words("192.0.2.5", p1, rules=rules).remedies == (
+            *(f"Set organization[contoso].connector[{name}].enabled = true: it covers the client." for name in names),
+            'If the client is a host of contoso: declare [[organization.connector]] name = "…", sender_ip_addresses = '
+            '["192.0.2.5"] under organization[contoso].',
+        )
+    first = words("192.0.2.5", "bob@contoso.com", names=["mail.fabrikam.com"], rules=rules).remedies[:2]
+    assert first[0] == "Set organization[fabrikam].connector[theirs].enabled = true: it covers the client."
+    assert "enabled" not in first[1]
+    assert words("192.0.2.5", "bob@x.example", rules=contoso(off, of_mta, limited)).also == (
+        "Set organization[contoso].connector[off].enabled = true: it covers the client.",
+        'The client needs a connector as well: declare [[organization.connector]] name = "…", sender_ip_addresses = '
+        '["192.0.2.5"] under organization[contoso].',
+    )
+
+
+def test_client_of_unknown_address_is_told_a_connector_by_certificate_name() -> None:
+    assert words(None, "bob@contoso.com", names=["mail.new.example"]).remedies == (
+        "Or, if the client got a new certificate, set "
+        'organization[contoso].connector[crm].tls_sender_certificate_name = "mail.new.example".',
+    )
+    assert words(None, "bob@fabrikam.com", names=["mail.fabrikam.com"]).remedies == (
+        'Declare [[organization.connector]] name = "…", tls_sender_certificate_name = "mail.fabrikam.com" under '
+        "organization[fabrikam].",
+    )
+    assert words(None, "bob@contoso.com").remedies[0] == (
+        "If the client is a host of contoso: declare an [[organization.connector]] under organization[contoso] that "
+        "matches it."
+    )
+    assert words(None, "app@vendor.example", names=["mail.vendor.example"]).also == (
+        'The client needs a connector as well: declare [[organization.connector]] name = "…", '
+        'tls_sender_certificate_name = "mail.vendor.example" under your organization.',
+    )
+
+
+def test_address_is_added_to_the_first_connector_that_has_addresses_and_counts_for_the_domain_r11() -> None:
+    limited = replace(LIMITED, name="limited")
+    rules = contoso(SAAS, limited, Connector("office", NET))
+    for p1 in ("bob@contoso.com", "app@vendor.example"):
+        explanation = words("203.0.113.9", p1, rules=rules)
+        added = next(text for text in (*explanation.also, *explanation.remedies) if "203.0.113.9" in text)
+        assert added.endswith('add "203.0.113.9" to organization[contoso].connector[office].sender_ip_addresses.')

@@ -36,6 +36,7 @@ def hop(text: str) -> str:
         "SRS1=x@a.example",
         '"SRS1=hash=a..b==x"@a.example',
         "x+SRS=44ldt=IX=fabrikam.com=list+SRS=foo@b.example",
+        f"mary+SRS=abcdefgh=I1=a.example={LONG}@b.example",
     ],
 )
 def test_address_that_wraps_no_srs_address_is_left_as_it_is(text: str) -> None:
@@ -81,9 +82,9 @@ def test_quoted_sender_comes_out_of_the_layers_as_it_was() -> None:
 
 def test_is_srs_knows_all_forms_by_their_local_part() -> None:
     for local in (LONG, LONG.lower(), COMPACT, SRS0, "srs1-x", "SRS0+"):
-        assert is_srs(local)
+        assert is_srs(local) is True
     for local in ("bob", "SRS0", "SRS2=x", "xSRS0=x", "a+SRS=x", "a+SRS=x=I1", "a+SRS=x=IX=fabrikam.com"):
-        assert not is_srs(local)
+        assert is_srs(local) is False
 
 
 @given(st.lists(st.sampled_from(["SRS0=", "SRS1=h=", "h=AA=", "a+SRS=", "a.b=", '"', "\\", "x", "@", " "]), min_size=1))

@@ -253,6 +253,23 @@ def test_stamp_that_is_not_two_characters_is_not_srs(made: str) -> None:
         CLASSIC.reverse(Address(f"SRS0=vmyz={made}=otherdomain.com=test", "example.com"), TODAY)
 
 
+@pytest.mark.parametrize(
+    "local",
+    ["SRS0==2W=otherdomain.com=test", "SRS0=vmyz=2W==test", "SRS0=vmyz=2W=otherdomain.com=", "SRS1==a.example==x"],
+)
+def test_local_part_with_an_empty_field_is_not_srs(local: str) -> None:
+    with pytest.raises(NotSrs):
+        CLASSIC.reverse_text(local, TODAY)
+
+
+def test_octets_that_are_no_utf8_are_signed_and_come_back() -> None:
+    made = CLASSIC.forward_text("te\udc80st", "otherdomain.com", "example.com", TODAY)
+    assert made == "SRS0=YzUU=2W=otherdomain.com=te\udc80st"
+    assert CLASSIC.reverse_text(made, TODAY) == ("te\udc80st", "otherdomain.com")
+    with pytest.raises(HashMismatch):
+        CLASSIC.reverse_text("SRS0=vm\udc80z=2W=otherdomain.com=test", TODAY)
+
+
 @pytest.mark.parametrize("char", ["ſ", "\u212a"])
 def test_letters_that_unicode_folds_to_ascii_are_other_letters(char: str) -> None:
     folded = {"ſ": "s", "\u212a": "k"}[char]
@@ -290,3 +307,10 @@ def test_key_signs_from_its_day_and_verifies_before() -> None:
 def test_setting_out_of_range_is_a_value_error(settings: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Classic(KEYS, **settings)
+
+
+def test_forms_with_the_same_settings_are_equal_and_repr_shows_no_more_than_these() -> None:
+    assert Classic(KEYS, separator="-") == Classic(KEYS, separator="-") != CLASSIC
+    assert repr(CLASSIC) == (
+        "Classic(keys=<Keys: 1>, separator='=', hash_length=4, hash_minimum=4, validity_days=21, base64url=False)"
+    )

@@ -132,7 +132,10 @@ def test_srs1_shows_its_first_host_and_the_original_of_the_srs0_there() -> None:
     )
 
 
-@pytest.mark.parametrize("rest", ["nosep", "=", "=TGjY=2=orig.example=alice", "=TGjY=2W=,=alice"])
+@pytest.mark.parametrize(
+    "rest",
+    ["nosep", "=", "=TGjY=2=orig.example=alice", "=TGjY=2W=,=alice", "x+SRS=44ldt=IX=fabrikam.com=bob"],
+)
 def test_srs1_of_an_srs0_that_cannot_be_read_shows_its_first_host_only(rest: str) -> None:
     assert inspect_text(f'"SRS1=xs1E=first.example={rest}"@third.example', "2020-01-02") == Inspection(
         form="SRS1",

@@ -22,7 +22,8 @@ from gatepost.relay import AcceptedDomain
 from gatepost.relay.exchange_export import Export, ExportError, limited, read, together
 from gatepost.relay.names import is_normal
 from gatepost.service import certificates, unchanged
-from gatepost.service.config import Config, document, load
+from gatepost.service import config as configuration
+from gatepost.service.config import Config, load
 from gatepost.service.ledger import TEXT_LIMIT, Bounced, Entry, line, merged, newer, record
 from gatepost.service.loader import Loader
 from gatepost.service.secret import read_secret, write_secret
@@ -107,6 +108,8 @@ def config(folder: Path) -> Target:
     )
 
     def check(octets: bytes) -> str:
+        if re.search(rb"(?:\.[^.\n]*){500}", octets):  # such a key takes tomllib gigabytes; the file is root's
+            return "a key of hundreds of parts"
         path.write_bytes(octets)
         found = _read(load, path)
         if seldom(octets):
@@ -121,7 +124,7 @@ def config(folder: Path) -> Target:
             _line(warning)
         build(found, Keys([b"key"]), 0.0)
         if seldom(octets):
-            _shown(found, octets, before)
+            _shown(found, before, path)
         return f"{len(found.organizations)} {found.relay.mode} {bool(found.egress)} {len(found.warnings)}"
 
     return Target("config", "gatepost.toml", oracle, check, samples, tokens, longest=_MEGABYTE)
@@ -135,8 +138,8 @@ def _read(how: Callable[[Path], Config], path: Path) -> Union[Config, tuple[str,
         return error.problems
 
 
-def _shown(found: Config, octets: bytes, path: Path) -> None:
-    text = "\n".join(config_commands._document(found, document(octets.decode("utf-8-sig"))))
+def _shown(found: Config, path: Path, written: Path) -> None:
+    text = "\n".join(config_commands._document(found, configuration.read(written)))
     for shown in text.split("\n"):
         _line(shown)
     path.write_text(text)

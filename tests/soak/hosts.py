@@ -124,7 +124,7 @@ class Host(Stage):
     def workers(self, daemon: str) -> list[int]:
         """Return the processes of *daemon* that are under way, as its series files tell.
 
-        A file has the supervisor's number until its worker has begun, and that of one that is gone until it is put away.
+        A file has the supervisor's number until its worker begins, then that of one that is gone until it is put away.
         """
         with contextlib.suppress(OSError):
             found = collect(self.state_directory / "metrics").processes

@@ -174,9 +174,10 @@ def test_bounce_of_mail_that_two_sites_forwarded_goes_back_in_two_steps_and_ends
     world.rest.refuse["lost@example.com"] = "550 5.1.1 No such user"
     world.send(world.tailspin, "bob@fabrikam.com", "two@tailspin.example", MAIL)
     assert world.settle() == [("", "bob@fabrikam.com")]
-    assert [shape(rcpt) for rcpt in world.tries("")] == [
-        "two+SRS=HASH=TT=fabrikam.com=bob@tailspin.example",
+    # seen at the end of each dialogue: the first one's may come later
+    assert sorted(shape(rcpt) for rcpt in world.tries("")) == [
         "bob@fabrikam.com",
+        "two+SRS=HASH=TT=fabrikam.com=bob@tailspin.example",
     ]
 
 
@@ -231,7 +232,7 @@ def test_sender_that_wraps_addresses_of_both_sites_is_undone_and_grows_no_more(w
     world.rest.messages.clear()
     world.send(world.tailspin, "", nested, NDR)
     assert world.settle() == [("", "eve@evil.example")]
-    assert world.tries("") == [by_contoso, "eve@evil.example"]
+    assert sorted(world.tries("")) == sorted([by_contoso, "eve@evil.example"])
 
 
 def test_address_of_one_site_counts_for_nothing_at_the_other(world: World) -> None:

@@ -149,7 +149,8 @@ def copies_of(item: Message, arrived: Sequence[Arrived], books: dict[str, Books]
     wanted = {copy.rcpt: copy.p1 for each in item.rcpts.values() for copy in each}
     for copy in arrived:
         if copy.notification:
-            if copy.mail.mail_from or copy.mail.rcpt_to != [item.mail_from]:
+            astray = copy.mail.rcpt_to != [item.mail_from] and not _clock_in_between(item, books[item.kind.host].host)
+            if copy.mail.mail_from or astray:
                 yield f"a notification from <{copy.mail.mail_from}> to {copy.mail.rcpt_to}"
             continue
         for rcpt in copy.mail.rcpt_to:
@@ -159,7 +160,7 @@ def copies_of(item: Message, arrived: Sequence[Arrived], books: dict[str, Books]
 
 
 def _clock_in_between(item: Message, host: Host) -> bool:
-    """Tell whether a notification may be lost: it goes to an address that is of the future once the clock is back."""
+    """Tell whether a notification may go astray: it is for an address that is of the future once the clock is back."""
     return len(host.clock.days(item.begun - 1, item.ended + _QUEUE_S)) > 1
 
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,8 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Optional
+
+from gatepost.admin.sandbox import free_port
 
 TOP = Path(__file__).parent.parent
 ROOTS = [str(TOP / name) for name in ("srs", "relay", "service", "milter", "policyd", "admin")]
@@ -36,18 +37,9 @@ tls_sender_certificate_name = "mail.contoso.com"
 """
 
 
-def free_port() -> int:
-    """Return a TCP port that nobody uses."""
-    return free_ports(1)[0]
-
-
 def free_ports(count: int) -> list[int]:
     """Return *count* TCP ports that nobody uses, no two alike."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    return [free_port() for _ in range(count)]
 
 
 class Gatepost:

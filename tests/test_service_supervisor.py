@@ -278,10 +278,11 @@ def test_start_as_another_user_is_not_warned_of(tmp_path: Path) -> None:
         assert not any("running as root" in line for line in gatepost.log)
 
 
-def test_metrics_port_that_another_program_has_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])  # Postfix sets both
+def test_metrics_port_that_another_program_has_is_refused_by_name(tmp_path: Path, option: int) -> None:
     gatepost = Gatepost(tmp_path, metrics=True)
     with socket.socket() as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.setsockopt(socket.SOL_SOCKET, option, 1)
         other.bind(("127.0.0.1", gatepost.metrics_port))
         other.listen()
         assert gatepost.run() == os.EX_OSERR

@@ -8,7 +8,9 @@ after RCPT TO, nothing leaves.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import smtplib
 import socket
 from collections.abc import Iterator
 from typing import Callable
@@ -163,7 +165,9 @@ def test_what_is_no_address_is_refused_by_postfix(hub: Stage, path: str) -> None
     "path", [f"<{'a' * 8000}@contoso.com>", f"<bob@{'e' * 8000}@contoso.com>", f"<app@{'a.' * 4000}contoso.com>"]
 )
 def test_sender_of_8_kb_is_refused(hub: Stage, path: str) -> None:
-    assert attempt(hub, path).startswith("501 ")
+    with contextlib.suppress(smtplib.SMTPResponseException):  # Postfix 3.10 takes the rest of the line for commands
+        assert attempt(hub, path).startswith("501 ")
+    assert left(hub) == []
 
 
 @pytest.mark.parametrize("path", LEAVES_AS_CONTOSO)

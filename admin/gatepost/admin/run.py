@@ -33,7 +33,7 @@ class MetricsDaemon:
     def open(self) -> None:
         """Make sure that the address can be had; the worker opens it. Raises OSError."""
         try:
-            exporter.Server((self._listen.host, self._listen.port), lambda environ, start: []).server_close()
+            exporter.probe((self._listen.host, self._listen.port))
         except OSError as error:
             raise refusal(f"metrics.listen: {self._listen.host_and_port}", error) from error
 

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,11 +110,20 @@ def accounts() -> tuple[str, str]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing is listening on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that nothing listens on, and that no other process here was given of late."""
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port: int = listener.getsockname()[1]
+            mark = socket.socket(socket.AF_UNIX)
+            with contextlib.suppress(OSError):
+                mark.bind(f"\0gatepost-free-port-{port}")
+                _given.append(mark)
+                return port
+
+
+_given: deque[socket.socket] = deque(maxlen=64)
+"""What marks ports as given until they are used: two Postfixes of one user can listen on the same one."""
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ Several exporters may listen on one port and serve one folder: each answers for 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import math
 import os
@@ -46,6 +47,7 @@ CONNECTIONS = 16
 CONNECTION_S = 10.0
 """No connection lives longer, whatever its client does."""
 _READ_S = 5.0
+_PROBE_S = 2.0
 _TICK_S = 0.25
 _GRACE_S = 0.05
 DRAIN_S = 2.0
@@ -322,6 +324,34 @@ class Server(ThreadingMixIn, WSGIServer):
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, OSError):
             log.fault("metrics request failed", error)
+
+
+def probe(listen: tuple[str, int]) -> None:
+    """Raise OSError where *listen* can't be had, or a program has it that is no exporter of gatepost's.
+
+    Exporters share an address by SO_REUSEPORT, and would with any program of their user that asks for that, as Postfix
+    does: each would get half of the other's connections.
+    """
+    with Server(listen, lambda environ, start: []) as server:
+        family, address = server.address_family, server.server_address
+    with socket.socket(family) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            alone.bind(address)
+        except OSError:
+            if not _is_exporter(*address[:2]):
+                raise
+
+
+def _is_exporter(host: Any, port: int) -> bool:
+    connection = http.client.HTTPConnection(str(host), port, timeout=_PROBE_S)
+    try:
+        connection.request("GET", "/metrics")
+        return b"gatepost_" in connection.getresponse().read()
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def serve(listen: tuple[str, int], folder: Path, bypass: Path, series: Optional[Series] = None) -> None:

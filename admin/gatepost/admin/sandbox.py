@@ -13,6 +13,7 @@ import grp
 import json
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -110,16 +111,18 @@ def accounts() -> tuple[str, str]:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on, and that no other process here was given of late."""
+    """Return a TCP port of 127.0.0.1 that nothing listens on, and that no other process here was given of late.
+
+    Below those that the kernel gives to outgoing connections (ip_local_port_range): one of them could take it.
+    """
     while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port: int = listener.getsockname()[1]
+        port = random.randrange(20000, 32768)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
             mark = socket.socket(socket.AF_UNIX)
-            with contextlib.suppress(OSError):
-                mark.bind(f"\0gatepost-free-port-{port}")
-                _given.append(mark)
-                return port
+            mark.bind(f"\0gatepost-free-port-{port}")
+            _given.append(mark)
+            return port
 
 
 _given: deque[socket.socket] = deque(maxlen=64)

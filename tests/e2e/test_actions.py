@@ -11,17 +11,11 @@ from collections.abc import Iterator
 from typing import Callable
 
 import pytest
+from relayhub import HUB
 
 from gatepost.admin.nexthop import NextHop
 from gatepost.admin.stage import Stage
 
-HUB = """
-mynetworks = 127.0.0.0/8, 192.0.2.0/24
-relay_domains = contoso.com
-relay_transport = relay:[mailbox.contoso.com]:25
-relay_recipient_maps = inline:{ {mary@contoso.com = x} }
-local_header_rewrite_clients =
-"""
 NO_ALIASES = """
 virtual_alias_maps = socketmap:unix:gatepost/policyd.sock:reverse
 virtual_alias_domains =

@@ -17,27 +17,17 @@ from collections.abc import Iterator
 from typing import Callable
 
 import pytest
+from relayhub import HUB, enforcing
 
 from gatepost.admin.stage import Stage, command
 from gatepost.service.exporter import collect
 
-HUB = """
-mynetworks = 127.0.0.0/8, 192.0.2.0/24
-relay_domains = contoso.com
-relay_transport = relay:[mailbox.contoso.com]:25
-relay_recipient_maps = inline:{ {mary@contoso.com = x} }
-local_header_rewrite_clients =
-"""
 IMPATIENT = """
 milter_connect_timeout = 2s
 milter_command_timeout = 2s
 """
 POLICY_AWAY = "451 4.3.0 <{}>: Recipient address rejected: Service unavailable, try again later"
 MILTER_AWAY = "451 4.7.1 Service unavailable - try again later"
-
-
-def enforcing(text: str) -> str:
-    return text.replace('mode = "monitor"', 'mode = "enforce"')
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,11 @@ from typing import Callable
 
 import pytest
 from daemonprocess import free_ports
+from relayhub import HUB, enforcing
 
 from gatepost.admin.stage import Stage, Transcript, command, transact
 
-HUB = """
-mynetworks = 127.0.0.0/8, 192.0.2.0/24
-relay_domains = contoso.com
-relay_transport = relay:[mailbox.contoso.com]:25
-relay_recipient_maps = inline:{ {mary@contoso.com = x} }
-local_header_rewrite_clients =
-"""
 FORGED = "bounces+SRS=aaaaaaaa=AA=fabrikam.com=bob@contoso.com"
-
-
-def enforcing(text: str) -> str:
-    return text.replace('mode = "monitor"', 'mode = "enforce"')
 
 
 @pytest.fixture(scope="module")

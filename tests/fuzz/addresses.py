@@ -47,24 +47,23 @@ SYNTAX = (
 )
 
 
-def snapshot(form: str = "auto", style: str = "exchange", *, upstream: bool = False) -> Snapshot:
-    """Return one of contoso.com, which reverses every format."""
-    raw: dict[str, object] = {
-        "relay": {"mode": "enforce"},
-        "egress": {},
-        "srs": {"format": style, "form": form, "also_reverse": ["exchange", "srs0", "compact"]},
-        "organization": [
-            {
-                "name": "contoso",
-                "accepted_domain": [{"domain": "contoso.com"}],
-                "connector": [
-                    {"name": "office", "sender_ip_addresses": ["192.0.2.0/28"]},
-                    {"name": "crm", "tls_sender_certificate_name": "mail.contoso.com"},
-                ],
-            }
+def contoso(**tables: object) -> Snapshot:
+    """Return the snapshot of a configuration with *tables* and the organization contoso."""
+    organization = {
+        "name": "contoso",
+        "accepted_domain": [{"domain": "contoso.com"}],
+        "connector": [
+            {"name": "office", "sender_ip_addresses": ["192.0.2.0/28"]},
+            {"name": "crm", "tls_sender_certificate_name": "mail.contoso.com"},
         ],
     }
-    return build(parse(raw, Path("gatepost.toml")), Keys([KEY]), 0.0)
+    return build(parse({**tables, "organization": [organization]}, Path("gatepost.toml")), Keys([KEY]), 0.0)
+
+
+def snapshot(form: str = "auto", style: str = "exchange") -> Snapshot:
+    """Return one of contoso.com, which reverses every format."""
+    srs = {"format": style, "form": form, "also_reverse": ["exchange", "srs0", "compact"]}
+    return contoso(relay={"mode": "enforce"}, egress={}, srs=srs)
 
 
 def made(style: Snapshot, store: dict[str, str]) -> Iterator[str]:

@@ -25,13 +25,12 @@ from gatepost.policyd.wire import (
 from gatepost.policyd.worker import LookUp, octets_of, text_of
 from gatepost.relay import normalize_domain
 from gatepost.service.addresses import plain, routed
-from gatepost.service.config import parse
 from gatepost.service.ledger import line, record
 from gatepost.service.reversal import Bounce
-from gatepost.service.snapshot import Snapshot, build
-from gatepost.srs import Address, Keys
+from gatepost.service.snapshot import Snapshot
+from gatepost.srs import Address
 
-from .addresses import ADDRESSES, KEY, NOW, SYNTAX, made, safe, snapshot
+from .addresses import ADDRESSES, NOW, SYNTAX, contoso, made, safe, snapshot
 from .engine import Target
 from .reference import relays
 
@@ -98,21 +97,10 @@ def _policy_samples(addresses: Sequence[str]) -> list[bytes]:
 
 def deciding(relay: str = "reject", reverse: str = "map") -> Snapshot:
     """Return the snapshot of a policyd that applies the relay rule itself."""
-    raw: dict[str, object] = {
-        "relay": {"mode": "enforce", "enforced_by": "policyd", "action": relay},
-        "srs": {"also_reverse": ["exchange", "srs0", "compact"], "reverse": reverse},
-        "organization": [
-            {
-                "name": "contoso",
-                "accepted_domain": [{"domain": "contoso.com"}],
-                "connector": [
-                    {"name": "office", "sender_ip_addresses": ["192.0.2.0/28"]},
-                    {"name": "crm", "tls_sender_certificate_name": "mail.contoso.com"},
-                ],
-            }
-        ],
-    }
-    return build(parse(raw, Path("gatepost.toml")), Keys([KEY]), 0.0)
+    return contoso(
+        relay={"mode": "enforce", "enforced_by": "policyd", "action": relay},
+        srs={"also_reverse": ["exchange", "srs0", "compact"], "reverse": reverse},
+    )
 
 
 def policy(folder: Path) -> Target:

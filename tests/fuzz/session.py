@@ -86,7 +86,7 @@ class _Changes:
 def _snapshot(text: str) -> Snapshot:
     from gatepost.service.config import document
 
-    raw = document(text + '[[organization]]\nname = "contoso"\n')
+    raw = document(text)
     relay = raw.setdefault("relay", {})
     assert isinstance(relay, dict)
     relay["mode"] = "enforce"

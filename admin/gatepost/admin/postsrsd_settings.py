@@ -103,7 +103,7 @@ class Given:
 
     def integer(self, name: str, default: int) -> int:
         text = self.string(name) or str(default)
-        if text.isascii() and text.isdigit() and len(text) < 10:
+        if _is_number(text):
             return int(text)
         self.problems.append(f'{name}: "{text}" is not a whole number')
         return default
@@ -186,6 +186,11 @@ def unreadable(text: str, error: OSError) -> MoveError:
     if isinstance(error, PermissionError):
         return MoveError(os.EX_NOPERM, f"{text}: {error.strerror}; run this as root")
     return MoveError(os.EX_NOINPUT, f"{text}: {error.strerror}")
+
+
+def _is_number(text: str) -> bool:
+    """Tell whether *text* is a whole number that int() takes, which is not so of ² nor of thousands of digits."""
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _shell_words(text: str) -> list[str]:
@@ -447,7 +452,7 @@ def _socketmap(given: Given) -> tuple[str, str]:
     if kind in ("unix", "local"):
         return "", f"unix:{rest[len(_QUEUE) :] if rest.startswith(_QUEUE) else rest}"
     host, _, port = rest.rpartition(":")
-    if kind not in ("inet", "inet4", "inet6") or not (port.isascii() and port.isdigit() and len(port) < 10):
+    if kind not in ("inet", "inet4", "inet6") or not _is_number(port):
         given.problems.append(f'socketmap: "{text}" is no address that gatepost can listen on')
         return "", ""
     listen = _inet(host.strip("[]"), given.checked_port("socketmap", int(port)), version_6=kind == "inet6")
